@@ -1,0 +1,1 @@
+"""Who you are and who may enter: keys, strict CBOR, signed envelopes, certificates, invites."""

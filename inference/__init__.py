@@ -1,0 +1,1 @@
+"""Thinking locally: engines, model files, supervised workers and the built-in skills."""

@@ -1,0 +1,1 @@
+"""One running device: store, executor, daemon, local API, client and command line."""
