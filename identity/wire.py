@@ -30,11 +30,17 @@ def encode_plain(value: object) -> bytes:
 
 
 def decode(data: bytes, kind: type[T], *, limit_bytes: int = 64 * KIB) -> T:
-    """Return the struct (or union of tagged structs) in `data`.
+    """Return the struct in `data`.
 
     Raises:
         Malformed: naming the first thing wrong: too long, not canonical CBOR, or not a `kind`.
     """
+    decoded: T = decode_union(data, kind, limit_bytes=limit_bytes)
+    return decoded
+
+
+def decode_union(data: bytes, kind: Any, *, limit_bytes: int = 64 * KIB) -> Any:
+    """Return the struct in `data`, one of a union of tagged structs. As `decode`, which types better."""
     value = strict_cbor(data, limit_bytes=limit_bytes)
     try:
         return msgspec.convert(value, kind, builtin_types=(bytes,))

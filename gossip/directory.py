@@ -1,0 +1,166 @@
+"""Who offers what? The newest valid advert of each peer, and how two directories become one.
+
+Pure: `receive` and its kin return effects; the daemon carries them out. On a new link both sides say what
+they have, and each sends what the other lacks; what is new is passed on to all other links. Merging is by the
+greatest (incarnation, number) of each author, so order, loss and repetition do not matter.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from covey.identity.certificate import Member
+from covey.identity.envelope import MeshId
+from covey.identity.errors import Malformed, NotAdmitted
+from covey.identity.keys import PeerId
+
+from .advert import (
+    ADVERT_LIFE_MS,
+    Advert,
+    AdvertMessage,
+    Have,
+    Item,
+    News,
+    open_item,
+)
+
+PEERS_MAX = 10_000
+# About 1 KiB each: a message stays well below the link's frame limit.
+ITEMS_PER_MESSAGE = 128
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What is known of one peer."""
+
+    peer: PeerId
+    advert: Advert
+    member: Member
+    item: Item
+
+
+@dataclass(frozen=True, slots=True)
+class Tell:
+    """Send an advert message to a linked peer."""
+
+    to: PeerId
+    message: AdvertMessage
+
+
+@dataclass(frozen=True, slots=True)
+class Keep:
+    """Store this entry; it replaces the peer's older one. Its member and addresses may be new."""
+
+    entry: Entry
+
+
+@dataclass(frozen=True, slots=True)
+class Forget:
+    """Remove a peer's stored entry."""
+
+    peer: PeerId
+
+
+DirectoryEffect = Tell | Keep | Forget
+
+
+class Directory:
+    """One peer's view of all adverts, its own included."""
+
+    def __init__(self, me: PeerId, mesh: MeshId) -> None:
+        self._me = me
+        self._mesh = mesh
+        self._entries: dict[PeerId, Entry] = {}
+        self._links: set[PeerId] = set()
+        self.refused = 0
+
+    def __iter__(self) -> Iterator[Entry]:
+        return iter(self._entries.values())
+
+    def get(self, peer: PeerId) -> Entry | None:
+        """Return what is known of a peer."""
+        return self._entries.get(peer)
+
+    def restore(self, items: Iterable[Item], now_ms: int) -> None:
+        """Take in stored items; what no longer holds is left out."""
+        for item in items:
+            self._take(item, now_ms)
+
+    def announce(self, item: Item, now_ms: int) -> list[DirectoryEffect]:
+        """Take in this peer's own fresh advert and tell every link."""
+        entry = self._take(item, now_ms)
+        if entry is None:
+            return []
+        return [Keep(entry), *(Tell(peer, News((item,))) for peer in sorted(self._links))]
+
+    def link_up(self, peer: PeerId) -> list[DirectoryEffect]:
+        """Say what we have to a newly linked peer."""
+        self._links.add(peer)
+        have = tuple((entry.peer, *entry.advert.order) for entry in self._entries.values())
+        return [Tell(peer, Have(have[:PEERS_MAX]))]
+
+    def link_down(self, peer: PeerId) -> None:
+        """Note that a link ended."""
+        self._links.discard(peer)
+
+    def receive(self, sender: PeerId, message: AdvertMessage, now_ms: int) -> list[DirectoryEffect]:
+        """Take in what a linked peer said."""
+        match message:
+            case Have(entries):
+                return self._answer(sender, entries)
+            case News(items):
+                return self._learn(sender, items, now_ms)
+
+    def expire(self, now_ms: int) -> list[DirectoryEffect]:
+        """Forget peers whose advert is over its life."""
+        gone = [
+            entry.peer
+            for entry in self._entries.values()
+            if entry.advert.issued_ms + ADVERT_LIFE_MS < now_ms and entry.peer != self._me
+        ]
+        for peer in gone:
+            del self._entries[peer]
+        return [Forget(peer) for peer in gone]
+
+    def _answer(
+        self, sender: PeerId, entries: tuple[tuple[str, int, int], ...]
+    ) -> list[DirectoryEffect]:
+        theirs = {peer: (incarnation, number) for peer, incarnation, number in entries}
+        lacking = [
+            entry.item
+            for entry in self._entries.values()
+            if theirs.get(entry.peer, (-1, -1)) < entry.advert.order
+        ]
+        return [
+            Tell(sender, News(tuple(lacking[at : at + ITEMS_PER_MESSAGE])))
+            for at in range(0, len(lacking), ITEMS_PER_MESSAGE)
+        ]
+
+    def _learn(self, sender: PeerId, items: tuple[Item, ...], now_ms: int) -> list[DirectoryEffect]:
+        effects: list[DirectoryEffect] = []
+        fresh: list[Item] = []
+        for item in items[:ITEMS_PER_MESSAGE]:
+            entry = self._take(item, now_ms)
+            if entry is not None:
+                effects.append(Keep(entry))
+                fresh.append(item)
+        if fresh:
+            others = sorted(self._links - {sender})
+            effects += [Tell(peer, News(tuple(fresh))) for peer in others]
+        return effects
+
+    def _take(self, item: Item, now_ms: int) -> Entry | None:
+        """Return the entry if it is valid and newer than what we have."""
+        try:
+            signed, member = open_item(item, mesh=self._mesh, now_ms=now_ms)
+        except (Malformed, NotAdmitted):
+            self.refused += 1
+            return None
+        known = self._entries.get(signed.signer)
+        if known is not None and known.advert.order >= signed.body.order:
+            return None
+        if known is None and len(self._entries) >= PEERS_MAX:
+            self.refused += 1
+            return None
+        entry = Entry(signed.signer, signed.body, member, item)
+        self._entries[signed.signer] = entry
+        return entry

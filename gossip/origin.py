@@ -1,0 +1,595 @@
+"""What becomes of the tasks that this device was asked? Their states, attempts, retries and acceptance.
+
+The origin owns a task until it has the outcome. Pure: events and `now` (seconds, monotonic) in, effects out;
+`now_ms` is wall time for records that people read and for deadlines that outlive a restart. Execution is at
+least once, acceptance exactly once: the first outcome that verifies, of whichever attempt, is accepted in
+one transaction with the task's state. Source: DESIGN.md 8.
+"""
+
+import heapq
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import count
+from typing import Literal
+
+import msgspec
+
+from covey.identity.envelope import MeshId, open_envelope
+from covey.identity.errors import Malformed, NotAdmitted
+from covey.identity.keys import PeerId
+
+from .effects import Changed, Effect, Erase, Save, Send, Table
+from .messages import (
+    Accepted,
+    Acknowledged,
+    Cancel,
+    CancelAcknowledged,
+    Declined,
+    Delivered,
+    Offer,
+    Progress,
+)
+from .routing import Candidate, Finder, Nobody
+from .task import (
+    INPUT_WITH_OFFER_BYTES_MAX,
+    OUTCOME_KIND,
+    Outcome,
+    Task,
+    TaskId,
+    digest_of,
+    task_digest,
+)
+
+State = Literal["queued", "offered", "running", "done", "failed", "expired", "cancelled"]
+
+MOVES: dict[State, frozenset[State]] = {
+    "queued": frozenset({"offered", "done", "failed", "expired", "cancelled"}),
+    "offered": frozenset(
+        {"queued", "offered", "running", "done", "failed", "expired", "cancelled"}
+    ),
+    "running": frozenset({"queued", "offered", "done", "failed", "expired", "cancelled"}),
+    "done": frozenset(),
+    "failed": frozenset(),
+    "expired": frozenset(),
+    "cancelled": frozenset(),
+}
+TERMINAL: frozenset[State] = frozenset(state for state, after in MOVES.items() if not after)
+
+# An offer that is not answered within this is tried elsewhere; an answer takes a round trip and no commit.
+OFFER_S = 5.0
+# The lease on a running task: four times the ttl of 3 s after which a silent peer is doubted.
+LEASE_S = 12.0
+CANCEL_RETRY_S = 3.0
+# A peer that lost or declined a task is not asked again at once.
+AVOID_S = 2.0
+QUEUED_RETRY_S = 1.0
+ATTEMPTS_MAX = 50
+RETENTION_MS = 7 * 86_400_000
+# Waiting tasks looked at in one step when something changed, so that a step stays short.
+WAKE_BATCH = 64
+
+
+class Attempt(msgspec.Struct, frozen=True, array_like=True):
+    """One try on one peer."""
+
+    number: int
+    peer: str
+    way: str
+    why: str
+    state: str
+    reason: str
+    offered_ms: int
+    ended_ms: int = 0
+
+
+class TaskState(msgspec.Struct, frozen=True, array_like=True):
+    """Where a task stands. Replaced as a whole at each change."""
+
+    state: State
+    reason: str
+    attempts: tuple[Attempt, ...] = ()
+    ended_ms: int = 0
+    run_us: int = 0
+    model: str = ""
+    executor: str = ""
+
+
+class CancelRecord(msgspec.Struct, frozen=True, array_like=True):
+    """A peer that must still hear that a task is not wanted any more."""
+
+    peer: str
+    task_id: bytes
+    until_ms: int
+
+
+class Verdict(msgspec.Struct, frozen=True, array_like=True):
+    """The one outcome that counts, sealed as it came, and the result that it names."""
+
+    outcome: bytes
+    result: bytes
+
+
+@dataclass(slots=True)
+class _Live:
+    task: Task
+    state: TaskState
+    ends_at: float
+    digest: bytes
+    avoid: dict[PeerId, float] = field(default_factory=lambda: dict[PeerId, float]())
+    progress: str = ""
+    # Bumped at each change of state: an older timer finds another value and does nothing.
+    turn: int = 0
+
+    @property
+    def last(self) -> Attempt:
+        return self.state.attempts[-1]
+
+
+class Origin:
+    """The unfinished tasks of one device, as their owner. Finished ones live in the store alone.
+
+    Args:
+        me: this peer.
+        mesh: the mesh whose signatures count.
+        finder: who could run a task.
+    """
+
+    def __init__(self, me: PeerId, mesh: MeshId, finder: Finder) -> None:
+        self._me = me
+        self._mesh = mesh
+        self._finder = finder
+        self._live: dict[TaskId, _Live] = {}
+        self._timers: list[tuple[float, int, TaskId, int]] = []
+        self._order = count()
+        self._queued: dict[TaskId, None] = {}
+        self._at: dict[PeerId, dict[TaskId, None]] = {}
+        self._heard: dict[PeerId, float] = {}
+        self._cancels: dict[PeerId, dict[TaskId, None]] = {}
+        self._cancels_due = math.inf
+        self._wake: dict[TaskId, None] = {}
+        self.refused = 0
+        """Outcomes that did not verify."""
+
+    # What may be asked of it
+
+    @property
+    def deadline(self) -> float:
+        """When `tick` is next due; `math.inf` while nothing waits."""
+        timer = self._timers[0][0] if self._timers else math.inf
+        return -math.inf if self._wake else min(timer, self._cancels_due)
+
+    def state(self, task_id: TaskId) -> TaskState | None:
+        """Return where an unfinished task stands."""
+        live = self._live.get(task_id)
+        return live.state if live is not None else None
+
+    def progress(self, task_id: TaskId) -> str:
+        """Return what the executor last said of an unfinished task."""
+        live = self._live.get(task_id)
+        return live.progress if live is not None else ""
+
+    def input_for(self, task_id: TaskId, peer: PeerId) -> bytes | None:
+        """Return the input for a peer that was offered the task; None for anyone else."""
+        live = self._live.get(task_id)
+        if live is None or not any(attempt.peer == peer for attempt in live.state.attempts):
+            return None
+        return live.task.input
+
+    # Local commands
+
+    def submit(self, task: Task, now: float, now_ms: int) -> list[Effect]:
+        """Take responsibility for a task. It and its first offer are one transaction."""
+        task_id = TaskId(task.id)
+        if task_id in self._live:
+            return []
+        live = self._enter(task, TaskState("queued", "just submitted"), now, now_ms)
+        return [Save(Table.TASK, task.id, task), *self._place(live, now, now_ms, always_save=True)]
+
+    def cancel(self, task_id: TaskId, now: float, now_ms: int) -> list[Effect]:
+        """End an unfinished task; final once durable, and told to its executor until acknowledged."""
+        live = self._live.get(task_id)
+        if live is None:
+            return []
+        return self._end(live, "cancelled", "cancelled by its owner", now, now_ms)
+
+    def restore(
+        self,
+        records: Iterable[tuple[Task, TaskState]],
+        cancels: Iterable[CancelRecord],
+        now: float,
+        now_ms: int,
+    ) -> list[Effect]:
+        """Take up unfinished tasks and unacknowledged cancels again after a start.
+
+        An executor keeps its run across our restart, so it is first asked again about the same attempt; the
+        task goes elsewhere when it has not been heard within the lease.
+        """
+        effects: list[Effect] = []
+        for record in cancels:
+            if record.until_ms > now_ms:
+                self._cancels.setdefault(PeerId(record.peer), {})[TaskId(record.task_id)] = None
+                self._cancels_due = now
+        for task, state in records:
+            if state.state in TERMINAL:
+                continue
+            live = self._enter(task, state, now, now_ms)
+            if state.state == "queued":
+                self._wake[TaskId(task.id)] = None
+                continue
+            peer = PeerId(live.last.peer)
+            self._at.setdefault(peer, {})[TaskId(task.id)] = None
+            self._heard.setdefault(peer, now)
+            self._arm(live, now + LEASE_S)
+            if peer == self._me:
+                effects.append(Send(self._me, self._offer(live, now)))
+        return effects
+
+    # What the world does
+
+    def receive(
+        self,
+        sender: PeerId,
+        message: Accepted | Declined | Progress | Delivered | CancelAcknowledged,
+        now: float,
+        now_ms: int,
+    ) -> list[Effect]:
+        """Take in what an executor said."""
+        self._heard[sender] = now
+        match message:
+            case Delivered():
+                return self._take_outcome(sender, message, now, now_ms)
+            case CancelAcknowledged():
+                return self._cancel_acknowledged(sender, TaskId(message.task_id))
+            case Accepted() | Declined() | Progress():
+                live = self._live.get(TaskId(message.task_id))
+                if live is None or not _is_current(live, sender, message.attempt):
+                    return []
+        match message:
+            case Accepted():
+                return self._accepted(live, now)
+            case Progress():
+                live.progress = message.text[:500]
+                return [*self._accepted(live, now), Changed(TaskId(message.task_id))]
+            case Declined():
+                return self._declined(live, message, now, now_ms)
+
+    def heard(self, peer: PeerId, now: float) -> None:
+        """Note a sign of life: it renews the lease on everything that runs there."""
+        self._heard[peer] = now
+
+    def link_up(self, peer: PeerId, now: float) -> list[Effect]:
+        """A peer is in reach: ask it again about what it was doing for us, and wake what waits."""
+        self._heard[peer] = now
+        effects: list[Effect] = [
+            Send(peer, self._offer(self._live[task_id], now)) for task_id in self._at.get(peer, ())
+        ]
+        effects += [Send(peer, Cancel(task_id)) for task_id in self._cancels.get(peer, ())]
+        self.wake()
+        return effects
+
+    def link_down(self, peer: PeerId, why: str, now: float, now_ms: int) -> list[Effect]:
+        """A peer is cut off: what ran there is tried elsewhere (unless it may run only once)."""
+        effects: list[Effect] = []
+        for task_id in list(self._at.get(peer, ())):
+            effects += self._lost(self._live[task_id], f"cut off: {why}", now, now_ms)
+        return effects
+
+    def undelivered(self, peer: PeerId, task_id: TaskId, now: float, now_ms: int) -> list[Effect]:
+        """An offer could not even be sent."""
+        live = self._live.get(task_id)
+        if live is None or live.state.state != "offered" or live.last.peer != peer:
+            return []
+        live.avoid[peer] = now + AVOID_S
+        return self._replace_attempt(live, "lost", "the link was gone or full", now, now_ms)
+
+    def wake(self) -> None:
+        """Something changed (a directory entry, a link, a free slot): look again at what waits."""
+        self._wake.update(self._queued)
+
+    def tick(self, now: float, now_ms: int) -> list[Effect]:
+        """Do what time alone calls for."""
+        effects: list[Effect] = []
+        for task_id in list(self._wake)[:WAKE_BATCH]:
+            del self._wake[task_id]
+            live = self._live.get(task_id)
+            if live is not None and live.state.state == "queued":
+                effects += self._place(live, now, now_ms)
+        while self._timers and self._timers[0][0] <= now:
+            _, _, task_id, turn = heapq.heappop(self._timers)
+            live = self._live.get(task_id)
+            if live is not None and turn in (live.turn, -1):
+                effects += self._due(live, now, now_ms)
+        if now >= self._cancels_due:
+            effects += self._cancel_again(now)
+        return effects
+
+    # The inside
+
+    def _enter(self, task: Task, state: TaskState, now: float, now_ms: int) -> _Live:
+        task_id = TaskId(task.id)
+        ends_at = now + (task.deadline_ms - now_ms) / 1000
+        digest = task_digest(task.origin, task.id, task.need, task.input)
+        live = _Live(task, state, ends_at, digest)
+        self._live[task_id] = live
+        if state.state == "queued":
+            self._queued[task_id] = None
+        heapq.heappush(self._timers, (ends_at, next(self._order), task_id, -1))
+        return live
+
+    def _arm(self, live: _Live, when: float) -> None:
+        live.turn += 1
+        entry = (min(when, live.ends_at), next(self._order), TaskId(live.task.id), live.turn)
+        heapq.heappush(self._timers, entry)
+
+    def _due(self, live: _Live, now: float, now_ms: int) -> list[Effect]:
+        if now >= live.ends_at:
+            return self._expire(live, now, now_ms)
+        if live.state.state == "queued":
+            return self._place(live, now, now_ms)
+        if live.state.state == "offered":
+            return self._lost(live, f"no answer within {OFFER_S:g} s", now, now_ms)
+        silent_since = self._heard.get(PeerId(live.last.peer), now)
+        if now < silent_since + LEASE_S:
+            self._arm(live, silent_since + LEASE_S)
+            return []
+        return self._lost(live, f"not heard for {LEASE_S:g} s", now, now_ms)
+
+    def _place(
+        self, live: _Live, now: float, now_ms: int, *, always_save: bool = False
+    ) -> list[Effect]:
+        """Offer the task to the best candidate, or let it wait with a reason."""
+        task = live.task
+        if len(live.state.attempts) >= ATTEMPTS_MAX:
+            return self._end(live, "failed", f"tried {ATTEMPTS_MAX} times in vain", now, now_ms)
+        live.avoid = {peer: until for peer, until in live.avoid.items() if until > now}
+        found = self._finder.find(task.need, live.avoid)
+        match found:
+            case Nobody(reason):
+                retry_at = min([*live.avoid.values(), now + 30.0])
+                changed = live.state.state != "queued" or live.state.reason != reason
+                self._move(live, "queued", reason)
+                self._arm(live, max(retry_at, now + 0.05))
+                if not changed and not always_save:
+                    return []
+                return [Save(Table.STATE, task.id, live.state), Changed(TaskId(task.id))]
+            case Candidate(peer, way, why):
+                number = len(live.state.attempts) + 1
+                attempt = Attempt(number, peer, way, why, "offered", "", now_ms)
+                self._move(live, "offered", f"offered to {peer}", attempt=attempt)
+                self._at.setdefault(peer, {})[TaskId(task.id)] = None
+                self._arm(live, now + OFFER_S)
+                return [
+                    Save(Table.STATE, task.id, live.state),
+                    Send(peer, self._offer(live, now)),
+                    Changed(TaskId(task.id)),
+                ]
+
+    def _offer(self, live: _Live, now: float) -> Offer:
+        task = live.task
+        rides = len(task.input) <= INPUT_WITH_OFFER_BYTES_MAX
+        return Offer(
+            task_id=task.id,
+            attempt=live.last.number,
+            nonce=task.nonce,
+            need=task.need,
+            input=task.input if rides else None,
+            input_digest=digest_of(task.input),
+            left_ms=max(0, int((live.ends_at - now) * 1000)),
+            priority=task.priority,
+            once=task.once,
+        )
+
+    def _move(
+        self, live: _Live, state: State, reason: str, *, attempt: Attempt | None = None
+    ) -> None:
+        before = live.state
+        assert state == before.state or state in MOVES[before.state], (before.state, state)
+        attempts = before.attempts if attempt is None else (*before.attempts, attempt)
+        live.state = msgspec.structs.replace(before, state=state, reason=reason, attempts=attempts)
+        if state == "queued":
+            self._queued[TaskId(live.task.id)] = None
+        else:
+            self._queued.pop(TaskId(live.task.id), None)
+
+    def _close_attempt(self, live: _Live, state: str, reason: str, now_ms: int) -> None:
+        """Write how the current attempt ended; it no longer binds its peer."""
+        if not live.state.attempts:
+            return
+        last = live.last
+        self._at.get(PeerId(last.peer), {}).pop(TaskId(live.task.id), None)
+        if last.ended_ms:
+            return
+        ended = msgspec.structs.replace(last, state=state, reason=reason, ended_ms=now_ms)
+        attempts = (*live.state.attempts[:-1], ended)
+        live.state = msgspec.structs.replace(live.state, attempts=attempts)
+
+    def _accepted(self, live: _Live, now: float) -> list[Effect]:
+        if live.state.state != "offered":
+            return []
+        last = msgspec.structs.replace(live.last, state="running")
+        live.state = msgspec.structs.replace(live.state, attempts=(*live.state.attempts[:-1], last))
+        self._move(live, "running", f"running at {last.peer}")
+        self._arm(live, now + LEASE_S)
+        task_id = TaskId(live.task.id)
+        # Losing this record costs one question to the executor: no commit of its own.
+        return [Save(Table.STATE, task_id, live.state, lazy=True), Changed(task_id)]
+
+    def _declined(self, live: _Live, message: Declined, now: float, now_ms: int) -> list[Effect]:
+        reason = message.reason[:500]
+        if message.begun and live.task.once:
+            # Only that executor can know; the deadline ends the wait.
+            self._move(live, live.state.state, f"unknown at {live.last.peer}: {reason}")
+            self._arm(live, live.ends_at)
+            return [Save(Table.STATE, live.task.id, live.state), Changed(TaskId(live.task.id))]
+        never_again = live.ends_at
+        until = now + message.retry_ms / 1000 if message.retry_ms > 0 else never_again
+        live.avoid[PeerId(live.last.peer)] = until
+        return self._replace_attempt(live, "declined", reason, now, now_ms)
+
+    def _lost(self, live: _Live, why: str, now: float, now_ms: int) -> list[Effect]:
+        if live.task.once:
+            # It may have begun there, so nobody else gets it unless that executor says that it has not.
+            self._move(live, live.state.state, f"unknown at {live.last.peer}: {why}")
+            self._arm(live, live.ends_at)
+            return [Save(Table.STATE, live.task.id, live.state), Changed(TaskId(live.task.id))]
+        live.avoid[PeerId(live.last.peer)] = now + AVOID_S
+        return self._replace_attempt(live, "lost", why, now, now_ms)
+
+    def _replace_attempt(
+        self, live: _Live, state: str, why: str, now: float, now_ms: int
+    ) -> list[Effect]:
+        self._close_attempt(live, state, why, now_ms)
+        return self._place(live, now, now_ms, always_save=True)
+
+    def _expire(self, live: _Live, now: float, now_ms: int) -> list[Effect]:
+        where = live.state.state
+        if live.task.once and where in ("offered", "running"):
+            why = f"unknown at {live.last.peer}: its deadline passed without word"
+            return self._end(live, "failed", why, now, now_ms)
+        doing = {
+            "queued": f"while it waited: {live.state.reason}",
+            "offered": f"while offered to {live.last.peer}" if live.state.attempts else "",
+            "running": f"while it ran at {live.last.peer}" if live.state.attempts else "",
+        }[where]
+        return self._end(live, "expired", f"its deadline passed {doing}", now, now_ms)
+
+    def _end(self, live: _Live, state: State, reason: str, now: float, now_ms: int) -> list[Effect]:
+        """Finish without an outcome; whoever may be running it is told to stop."""
+        busy = {PeerId(one.peer) for one in live.state.attempts if one.state != "declined"}
+        self._close_attempt(live, "cancelled" if state == "cancelled" else "lost", reason, now_ms)
+        return self._finish(live, state, reason, busy, now, now_ms)
+
+    def _finish(
+        self,
+        live: _Live,
+        state: State,
+        reason: str,
+        to_cancel: set[PeerId],
+        now: float,
+        now_ms: int,
+    ) -> list[Effect]:
+        task_id = TaskId(live.task.id)
+        self._move(live, state, reason)
+        live.state = msgspec.structs.replace(live.state, ended_ms=now_ms)
+        del self._live[task_id]
+        self._wake.pop(task_id, None)
+        until_ms = live.task.deadline_ms + RETENTION_MS
+        for peer in to_cancel:
+            self._cancels.setdefault(peer, {})[task_id] = None
+            self._cancels_due = min(self._cancels_due, now + CANCEL_RETRY_S)
+        return [
+            Save(Table.STATE, task_id, live.state),
+            *(
+                Save(
+                    Table.CANCEL, _cancel_key(peer, task_id), CancelRecord(peer, task_id, until_ms)
+                )
+                for peer in sorted(to_cancel)
+            ),
+            *(Send(peer, Cancel(task_id)) for peer in sorted(to_cancel)),
+            Changed(task_id),
+        ]
+
+    # Outcomes
+
+    def _take_outcome(
+        self, sender: PeerId, message: Delivered, now: float, now_ms: int
+    ) -> list[Effect]:
+        task_id = TaskId(message.task_id)
+        live = self._live.get(task_id)
+        if live is None:
+            # Finished (the first outcome counted) or never ours: either way the sender may forget it.
+            return [Send(sender, Acknowledged(task_id))]
+        outcome = self._verified(live, sender, message)
+        if outcome is None:
+            self.refused += 1
+            return []
+        others = {
+            PeerId(one.peer)
+            for one in live.state.attempts
+            if one.state in ("offered", "running", "lost") and one.number != outcome.attempt
+        } - {sender}
+        attempts = tuple(
+            _ended(one, outcome, now_ms) if one.number == outcome.attempt else one
+            for one in live.state.attempts
+        )
+        self._at.get(PeerId(live.last.peer), {}).pop(task_id, None)
+        live.state = msgspec.structs.replace(
+            live.state,
+            attempts=attempts,
+            run_us=outcome.run_us,
+            model=outcome.model,
+            executor=sender,
+        )
+        reason = outcome.reason[:500] or f"done at {sender}"
+        effects = self._finish(live, outcome.state, reason, others, now, now_ms)
+        verdict = Verdict(message.outcome, message.result)
+        return [
+            Save(Table.RESULT, task_id, verdict),
+            *effects,
+            Send(sender, Acknowledged(task_id)),
+        ]
+
+    def _verified(self, live: _Live, sender: PeerId, message: Delivered) -> Outcome | None:
+        """Return the outcome if it is signed for this task by the peer our record names for its attempt."""
+        try:
+            signed = open_envelope(message.outcome, Outcome, kind=OUTCOME_KIND, mesh=self._mesh)
+        except (Malformed, NotAdmitted):
+            return None
+        outcome = signed.body
+        holds = (
+            signed.signer == sender
+            and outcome.origin == self._me
+            and outcome.task_id == live.task.id
+            and outcome.task_digest == live.digest
+            and outcome.result_digest == digest_of(message.result)
+            and any(
+                one.number == outcome.attempt and one.peer == sender for one in live.state.attempts
+            )
+        )
+        return outcome if holds else None
+
+    # Cancels, told until acknowledged
+
+    def _cancel_again(self, now: float) -> list[Effect]:
+        self._cancels_due = now + CANCEL_RETRY_S if any(self._cancels.values()) else math.inf
+        return [
+            Send(peer, Cancel(task_id))
+            for peer, ids in self._cancels.items()
+            for task_id in list(ids)[:WAKE_BATCH]
+        ]
+
+    def _cancel_acknowledged(self, sender: PeerId, task_id: TaskId) -> list[Effect]:
+        waiting = self._cancels.get(sender, {})
+        if task_id not in waiting:
+            return []
+        del waiting[task_id]
+        if not waiting:
+            del self._cancels[sender]
+        return [Erase(Table.CANCEL, _cancel_key(sender, task_id))]
+
+
+def _cancel_key(peer: PeerId, task_id: TaskId) -> bytes:
+    return task_id + peer.encode()
+
+
+def _is_current(live: _Live, sender: PeerId, attempt: int) -> bool:
+    return (
+        live.state.state in ("offered", "running")
+        and live.last.peer == sender
+        and live.last.number == attempt
+    )
+
+
+def _ended(attempt: Attempt, outcome: Outcome, now_ms: int) -> Attempt:
+    return msgspec.structs.replace(
+        attempt, state=outcome.state, reason=outcome.reason[:500], ended_ms=now_ms
+    )
+
+
+def forget(tasks: Iterable[tuple[Task, TaskState]], now_ms: int) -> Iterator[Effect]:
+    """Return what erases finished tasks that nobody can ask about any more: 7 days past their deadline."""
+    for task, state in tasks:
+        if state.state in TERMINAL and now_ms > task.deadline_ms + RETENTION_MS:
+            for table in (Table.TASK, Table.STATE, Table.RESULT):
+                yield Erase(table, task.id)
