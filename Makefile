@@ -23,6 +23,8 @@ $(STAMP): requirements.lock pyproject.toml
 	@$(BIN)/python -m pip --disable-pip-version-check install --quiet --no-deps --only-binary :all: \
 		--no-binary varint,python-baseconv -r requirements.lock
 	@$(BIN)/python -m pip --disable-pip-version-check install --quiet --no-deps --no-build-isolation -e .
+	@# trio_typing (which libp2p imports) brings stubs of an old trio, which would hide trio's own types.
+	@rm -rf $(VENV)/lib/python*/site-packages/trio-stubs
 	@touch $@
 	@echo "==> installed: $$($(BIN)/covey version)"
 

@@ -1,0 +1,429 @@
+"""How do the delivery cores meet the world? One place that keeps their promise: records first, messages after.
+
+Every event steps a core synchronously. Its records are one transaction; its messages, runs and answers to
+callers wait until that and every earlier transaction is durable, and leave at once if nothing is pending. If
+a commit fails, the cores are thrown away and read again from the store, and callers hear why.
+"""
+
+import logging
+import math
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Protocol
+
+import trio
+
+from covey.identity.errors import CoveyError, Malformed, Misuse, PeerMisbehaved, Unavailable
+from covey.identity.keys import PeerId
+from covey.identity.wire import encode
+
+from .effects import Begin, Changed, Effect, Ended, Erase, Fetch, Halt, Run, Save, Send, Table
+from .executions import Executions, RunRecord
+from .messages import (
+    CHANNEL,
+    INPUT_CHANNEL,
+    PAYLOAD,
+    Acknowledged,
+    Cancel,
+    Message,
+    Offer,
+    decode_message,
+    encode_message,
+)
+from .network import LinkDown, LinkUp, Network
+from .origin import CancelRecord, Origin, TaskState, Verdict
+from .task import INPUT_BYTES_MAX, Task, TaskId
+
+log = logging.getLogger(__name__)
+
+FETCH_S = 30.0
+# Lazy records go with the next commit, or alone after this; losing them costs only a repetition.
+LAZY_S = 1.0
+LAZY_ROWS_MAX = 512
+
+Row = tuple[Table, bytes, bytes | None]
+"""Table, key, and the value; None erases."""
+Then = Callable[[Unavailable | None], None]
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What the store held when the cores were made."""
+
+    tasks: Iterable[tuple[Task, TaskState]]
+    cancels: Iterable[CancelRecord]
+    runs: Iterable[RunRecord]
+
+
+class Records(Protocol):
+    """Where records are kept; `peer/records.py` is the real one."""
+
+    def put(self, rows: Sequence[Row], then: Then) -> None:
+        """Queue one transaction; `then` is called on the trio thread, in order of queueing."""
+        ...
+
+    def unfinished(self) -> Kept:
+        """Return what the cores need at start."""
+        ...
+
+    def task(self, task_id: TaskId) -> tuple[Task, TaskState] | None:
+        """Return a task's durable records."""
+        ...
+
+    def verdict(self, task_id: TaskId) -> Verdict | None:
+        """Return a finished task's outcome and result."""
+        ...
+
+
+class Runner(Protocol):
+    """What runs skills; `peer/executor.py` is the real one."""
+
+    async def run(self, run: Run, progress: Progress) -> Ended:
+        """Run to the end. Cancelled when it is not wanted any more."""
+        ...
+
+
+@dataclass(slots=True)
+class _Caller:
+    """Someone waiting for a step to be durable."""
+
+    done: trio.Event
+    error: Unavailable | None = None
+
+
+Cores = tuple[Origin, Executions]
+_Action = Send | Begin | Fetch | Halt | Changed | _Caller
+
+
+class Delivery:
+    """Drives one device's `Origin` and `Executions`. Use as: `nursery.start_soon(delivery.serve)`.
+
+    Args:
+        make: builds fresh cores; called at start and after a failed commit.
+        network: the links.
+        records: the store.
+        runner: runs skills.
+        now_ms: reads the wall clock.
+    """
+
+    def __init__(
+        self,
+        make: Callable[[], Cores],
+        network: Network,
+        records: Records,
+        runner: Runner,
+        now_ms: Callable[[], int],
+    ) -> None:
+        self._make = make
+        self._network = network
+        self._records = records
+        self._runner = runner
+        self._now_ms = now_ms
+        self.origin, self.executions = make()
+        self._lazy: dict[tuple[Table, bytes], bytes | None] = {}
+        self._lazy_due = math.inf
+        self._pending: deque[list[_Action]] = deque()
+        self._loopback: deque[tuple[PeerId, Message]] = deque()
+        self._looping = False
+        self._scopes: dict[tuple[PeerId, TaskId], trio.CancelScope] = {}
+        self._waiters: dict[TaskId, list[trio.Event]] = {}
+        self._watchers: list[Callable[[TaskId], None]] = []
+        self._nursery: trio.Nursery | None = None
+        self._poked = trio.Event()
+        self._sleeping_until = -math.inf
+        self._failed: Unavailable | None = None
+        network.on_message(CHANNEL, self._heard_message)
+        network.on_request(INPUT_CHANNEL, self._give_input)
+        network.on_link(self._heard_link)
+
+    # For the daemon
+
+    async def serve(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Take up what was unfinished, then drive the cores until cancelled."""
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            self._restore()
+            task_status.started()
+            while True:
+                due = min(self.origin.deadline, self.executions.deadline, self._lazy_due)
+                self._sleeping_until = due
+                with trio.move_on_at(due):
+                    await self._poked.wait()
+                    self._poked = trio.Event()
+                self._tick()
+
+    async def submit(self, task: Task) -> None:
+        """Take responsibility for a task; it is durable when this returns.
+
+        Raises:
+            Unavailable: the disk does not take it now.
+        """
+        await self._durably(self.origin.submit(task, trio.current_time(), self._now_ms()))
+
+    async def cancel(self, task_id: TaskId) -> None:
+        """Cancel an unfinished task; final when this returns."""
+        now = trio.current_time()
+        await self._durably(self.origin.cancel(task_id, now, self._now_ms()))
+
+    async def wait_finished(self, task_id: TaskId, timeout_s: float) -> bool:
+        """Wait until a task is finished and that is durable; False if it is not within timeout_s."""
+        found = self._records.task(task_id)
+        if self.origin.state(task_id) is None and not self._pending and found is not None:
+            return True
+        event = trio.Event()
+        self._waiters.setdefault(task_id, []).append(event)
+        try:
+            with trio.move_on_after(timeout_s) as scope:
+                await event.wait()
+        finally:
+            waiters = self._waiters.get(task_id, [])
+            if event in waiters:
+                waiters.remove(event)
+            if not waiters:
+                self._waiters.pop(task_id, None)
+        return not scope.cancelled_caught
+
+    def on_changed(self, watcher: Callable[[TaskId], None]) -> None:
+        """Call `watcher` after each durable change of a task's state. It must not wait."""
+        self._watchers.append(watcher)
+
+    def wake(self) -> None:
+        """The directory or this device changed: look again at what waits."""
+        self.origin.wake()
+        self._poke()
+
+    # Events
+
+    def _heard_message(self, sender: PeerId, body: bytes) -> None:
+        try:
+            message = decode_message(body)
+        except Malformed as error:
+            raise PeerMisbehaved(sender, f"sent no delivery message: {error}") from error
+        self._receive(sender, message)
+
+    def _receive(self, sender: PeerId, message: Message) -> None:
+        if self._failed is not None:
+            return
+        now, now_ms = trio.current_time(), self._now_ms()
+        match message:
+            case Offer() | Acknowledged() | Cancel():
+                effects = self.executions.receive(sender, message, now, now_ms)
+            case _:
+                effects = self.origin.receive(sender, message, now, now_ms)
+        self._carry_out(effects)
+
+    def _heard_link(self, event: LinkUp | LinkDown) -> None:
+        if self._failed is not None:
+            return
+        now, now_ms = trio.current_time(), self._now_ms()
+        match event:
+            case LinkUp(peer, _):
+                self._carry_out(self.origin.link_up(peer, now))
+                self._carry_out(self.executions.link_up(peer))
+            case LinkDown(peer, why):
+                self._carry_out(self.origin.link_down(peer, why, now, now_ms))
+
+    async def _give_input(self, sender: PeerId, body: bytes) -> bytes:
+        input_ = self.origin.input_for(TaskId(body), sender)
+        if input_ is None:
+            raise Misuse("no such task was offered to you")
+        return input_
+
+    def _tick(self) -> None:
+        now, now_ms = trio.current_time(), self._now_ms()
+        if now >= self._lazy_due:
+            self._flush_lazy()
+        if self._failed is not None:
+            return
+        for peer, link in self._network.links().items():
+            self.origin.heard(peer, link.heard_at)
+        self._carry_out(self.origin.tick(now, now_ms))
+        self._carry_out(self.executions.tick(now, now_ms))
+
+    def _restore(self) -> None:
+        now, now_ms = trio.current_time(), self._now_ms()
+        kept = self._records.unfinished()
+        self._carry_out(self.executions.restore(kept.runs, now, now_ms))
+        self._carry_out(self.origin.restore(kept.tasks, kept.cancels, now, now_ms))
+        for peer in self._network.links():
+            self._carry_out(self.origin.link_up(peer, now))
+
+    # Carrying out
+
+    async def _durably(self, effects: list[Effect]) -> None:
+        if self._failed is not None:
+            raise self._failed
+        caller = _Caller(trio.Event())
+        self._carry_out(effects, caller)
+        # The step is taken and its record is on its way: leaving now would hide whether it counts.
+        with trio.CancelScope(shield=True):
+            await caller.done.wait()
+        if caller.error is not None:
+            raise caller.error
+
+    def _carry_out(self, effects: list[Effect], caller: _Caller | None = None) -> None:
+        rows: list[Row] = []
+        actions: list[_Action] = []
+        for effect in effects:
+            match effect:
+                case Save(table, key, value, lazy):
+                    self._keep(rows, table, key, encode(value), lazy=lazy)
+                case Erase(table, key, lazy):
+                    self._keep(rows, table, key, None, lazy=lazy)
+                case _:
+                    actions.append(effect)
+        if caller is not None:
+            actions.append(caller)
+        if rows:
+            whole = [*((table, key, value) for (table, key), value in self._lazy.items()), *rows]
+            self._lazy.clear()
+            self._lazy_due = math.inf
+            self._pending.append(actions)
+            self._records.put(whole, self._committed)
+        elif self._pending:
+            self._pending[-1].extend(actions)
+        else:
+            self._act(actions)
+        self._poke()
+
+    def _keep(
+        self, rows: list[Row], table: Table, key: bytes, value: bytes | None, *, lazy: bool
+    ) -> None:
+        if lazy and len(self._lazy) < LAZY_ROWS_MAX:
+            self._lazy[(table, key)] = value
+            self._lazy_due = min(self._lazy_due, trio.current_time() + LAZY_S)
+        else:
+            self._lazy.pop((table, key), None)
+            rows.append((table, key, value))
+
+    def _flush_lazy(self) -> None:
+        rows: list[Row] = [(table, key, value) for (table, key), value in self._lazy.items()]
+        self._lazy.clear()
+        self._lazy_due = math.inf
+        if rows:
+            self._pending.append([])
+            self._records.put(rows, self._committed)
+
+    def _committed(self, error: Unavailable | None) -> None:
+        actions = self._pending.popleft()
+        if error is None and self._failed is None:
+            self._act(actions)
+            return
+        self._failed = error or self._failed
+        for action in actions:
+            if isinstance(action, _Caller):
+                action.error = self._failed
+                action.done.set()
+        if not self._pending:
+            self._start_over()
+
+    def _start_over(self) -> None:
+        """A commit failed: what the cores believe may not be true. Read it again."""
+        log.error("store.commit_failed", extra={"why": str(self._failed)})
+        for scope in self._scopes.values():
+            scope.cancel()
+        self._scopes.clear()
+        self._lazy.clear()
+        self._loopback.clear()
+        self.origin, self.executions = self._make()
+        self._failed = None
+        self._restore()
+
+    def _act(self, actions: list[_Action]) -> None:
+        for action in actions:
+            match action:
+                case Send(to, message):
+                    self._send(to, message)
+                case Begin(run):
+                    self._start(partial(self._run, run))
+                case Fetch(origin, task_id):
+                    self._start(partial(self._fetch, origin, task_id))
+                case Halt(origin, task_id):
+                    if (scope := self._scopes.get((origin, task_id))) is not None:
+                        scope.cancel()
+                case Changed(task_id):
+                    self._tell(task_id)
+                case _Caller():
+                    action.done.set()
+        self._loop()
+
+    def _send(self, to: PeerId, message: Message) -> None:
+        if to == self._network.me:
+            self._loopback.append((to, message))
+            return
+        body = encode_message(message)
+        sent = self._network.send(to, CHANNEL, body, payload=isinstance(message, PAYLOAD))
+        if not sent and isinstance(message, Offer):
+            now = trio.current_time()
+            effects = self.origin.undelivered(to, TaskId(message.task_id), now, self._now_ms())
+            self._carry_out(effects)
+
+    def _loop(self) -> None:
+        """Hand this device's messages to itself, one after the other."""
+        if self._looping:
+            return
+        self._looping = True
+        try:
+            while self._loopback:
+                self._receive(*self._loopback.popleft())
+        finally:
+            self._looping = False
+
+    def _tell(self, task_id: TaskId) -> None:
+        if self.origin.state(task_id) is None:
+            for event in self._waiters.pop(task_id, ()):
+                event.set()
+        for watcher in self._watchers:
+            watcher(task_id)
+
+    def _start(self, work: Callable[[], object]) -> None:
+        if self._nursery is not None:
+            self._nursery.start_soon(work)  # type: ignore[arg-type]  # a partial of an async method
+
+    async def _run(self, run: Run) -> None:
+        key = (run.origin, run.task_id)
+        executions = self.executions
+        ended = Ended("failed", b"", "stopped")
+        with trio.CancelScope() as scope:
+            self._scopes[key] = scope
+            try:
+                ended = await self._runner.run(run, partial(self._progressed, run))
+            except CoveyError as error:
+                ended = Ended("failed", b"", str(error))
+            except Exception:  # the supervisor of runs: a skill's bug must not end the daemon
+                log.exception("run.broke", extra={"task": run.task_id.hex()})
+                ended = Ended("failed", b"", "the skill broke; the daemon's log says where")
+        if self._scopes.get(key) is scope:
+            del self._scopes[key]
+        if executions is not self.executions:
+            return
+        now = trio.current_time()
+        effects = self.executions.finished(*key, ended, now, self._now_ms())
+        self._carry_out(effects)
+
+    def _progressed(self, run: Run, text: str) -> None:
+        self._carry_out(self.executions.progressed(run.origin, run.task_id, text))
+
+    async def _fetch(self, origin: PeerId, task_id: TaskId) -> None:
+        input_: bytes | None = None
+        try:
+            if origin == self._network.me:
+                input_ = self.origin.input_for(task_id, origin)
+            else:
+                input_ = await self._network.request(
+                    origin, INPUT_CHANNEL, task_id, timeout_s=FETCH_S, payload=True
+                )
+        except CoveyError as error:
+            log.warning("input.not_fetched", extra={"origin": origin, "why": str(error)})
+        if input_ is not None and len(input_) > INPUT_BYTES_MAX:
+            input_ = None
+        self._carry_out(self.executions.fetched(origin, task_id, input_, trio.current_time()))
+
+    def _poke(self) -> None:
+        due = min(self.origin.deadline, self.executions.deadline, self._lazy_due)
+        if due < self._sleeping_until:
+            self._sleeping_until = due
+            self._poked.set()

@@ -1,0 +1,39 @@
+"""Which rows does the store have, and how did they become so? Databases, and migrations in order."""
+
+from collections.abc import Callable, Mapping
+from enum import StrEnum
+from typing import Any
+
+
+class Database(StrEnum):
+    """A named LMDB database. Keys and values are bytes; values are canonical CBOR of the struct named."""
+
+    META = "meta"
+    """b"version", b"incarnation": big-endian integers."""
+    TASK = "task"
+    """task id -> gossip.task.Task"""
+    STATE = "state"
+    """task id -> gossip.origin.TaskState"""
+    RESULT = "result"
+    """task id -> gossip.origin.Verdict"""
+    CANCEL = "cancel"
+    """task id, peer -> gossip.origin.CancelRecord"""
+    RUN = "run"
+    """task id, origin -> gossip.executions.RunRecord"""
+    INVITE = "invite"
+    """public key -> gossip.joining.InviteRecord"""
+    ADVERT = "advert"
+    """peer -> gossip.advert.Item"""
+    ADDRESS = "address"
+    """peer -> gossip.dialling.AddressRecord"""
+
+
+Migration = Callable[[Any, Mapping[Database, Any]], None]
+
+
+def m001_begin(_transaction: Any, _handles: Mapping[Database, Any]) -> None:
+    """Begin with empty databases."""
+
+
+MIGRATIONS: tuple[Migration, ...] = (m001_begin,)
+SCHEMA_VERSION = len(MIGRATIONS)
