@@ -1,0 +1,159 @@
+"""Whom to dial, where, and when? Remembered addresses, retried for ever with back-off and jitter.
+
+Pure. The last neighbours come round every 4 s however long a cut lasts, the rest by back-off up to a minute;
+never more than three dials a second in all; any new connection or a changed network makes all of them due.
+"""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from random import Random
+
+import msgspec
+
+from covey.identity.keys import PeerId
+
+NEIGHBOURS = 8
+NEIGHBOUR_S = 4.0
+BACK_OFF_FIRST_S = 1.0
+BACK_OFF_MAX_S = 60.0
+DIALS_PER_S = 3.0
+CONNECTIONS_MAX = 32
+PEERS_MAX = 10_000
+ADDRESSES_MAX = 16
+
+
+class AddressRecord(msgspec.Struct, frozen=True, array_like=True):
+    """Where a peer was last known to be."""
+
+    peer: str
+    addresses: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Dial:
+    """Connect to this peer at one of these addresses."""
+
+    peer: PeerId
+    addresses: tuple[str, ...]
+
+
+@dataclass(slots=True)
+class _Remembered:
+    addresses: tuple[str, ...]
+    due_at: float
+    failures: int = 0
+    connected: bool = False
+    dialling: bool = False
+    seen_at: float = -math.inf
+    order: float = field(default=0.0)
+
+
+class Dialling:
+    """One peer's plan of whom to dial.
+
+    Args:
+        me: never dialled.
+        random: for jitter.
+    """
+
+    def __init__(self, me: PeerId, random: Random) -> None:
+        self._me = me
+        self._random = random
+        self._peers: dict[PeerId, _Remembered] = {}
+        self._next_dial_at = -math.inf
+
+    def remember(self, peer: PeerId, addresses: Iterable[str], now: float) -> bool:
+        """Note where a member may be; return whether that is new and worth storing."""
+        if peer == self._me:
+            return False
+        listed = tuple(addresses)[:ADDRESSES_MAX]
+        known = self._peers.get(peer)
+        if known is None:
+            if len(self._peers) >= PEERS_MAX or not listed:
+                return False
+            self._peers[peer] = _Remembered(listed, now)
+            return True
+        if not listed or listed == known.addresses:
+            return False
+        known.addresses = listed
+        known.due_at = min(known.due_at, now)
+        return True
+
+    def forget(self, peer: PeerId) -> None:
+        """Never dial this peer again."""
+        self._peers.pop(peer, None)
+
+    def connected(self, peer: PeerId, now: float) -> None:
+        """A link is up. The way may be free to others as well: make all of them due."""
+        known = self._peers.setdefault(peer, _Remembered((), now))
+        known.connected, known.failures, known.seen_at = True, 0, now
+        self.network_changed(now)
+
+    def disconnected(self, peer: PeerId, now: float) -> None:
+        """A link ended; it may be back in a moment."""
+        known = self._peers.get(peer)
+        if known is not None:
+            known.connected, known.seen_at = False, now
+            known.due_at = now + self._random.uniform(0.05, 0.5)
+
+    def network_changed(self, now: float) -> None:
+        """The device has another address, woke up, or met someone: try everyone soon."""
+        for known in self._peers.values():
+            if not known.connected and not known.dialling:
+                known.due_at = min(known.due_at, now + self._random.uniform(0.0, 1.0))
+
+    def failed(self, peer: PeerId, now: float, *, refused: bool = False) -> None:
+        """A dial did not work; `refused`: the peer was there and did not want us."""
+        known = self._peers.get(peer)
+        if known is None:
+            return
+        known.dialling = False
+        known.failures += 1
+        back_off = min(BACK_OFF_MAX_S, BACK_OFF_FIRST_S * 2.0 ** min(known.failures, 10))
+        if peer in self._neighbours() and not refused:
+            back_off = min(back_off, NEIGHBOUR_S)
+        known.due_at = now + back_off * self._random.uniform(0.75, 1.25)
+
+    def succeeded(self, peer: PeerId) -> None:
+        """A dial worked; `connected` follows when its link is up."""
+        known = self._peers.get(peer)
+        if known is not None:
+            known.dialling = False
+            known.due_at = math.inf if known.connected else known.due_at
+
+    @property
+    def deadline(self) -> float:
+        """When `tick` is next due."""
+        if sum(one.connected for one in self._peers.values()) >= CONNECTIONS_MAX:
+            return math.inf
+        due = min(
+            (
+                one.due_at
+                for one in self._peers.values()
+                if not one.connected and not one.dialling and one.addresses
+            ),
+            default=math.inf,
+        )
+        return max(due, self._next_dial_at)
+
+    def tick(self, now: float) -> list[Dial]:
+        """Return the dial that is due now; at most one, to be called again at `deadline`."""
+        if now < self.deadline:
+            return []
+        peer, known = min(
+            (
+                (peer, one)
+                for peer, one in self._peers.items()
+                if not one.connected and not one.dialling and one.addresses
+            ),
+            key=lambda item: item[1].due_at,
+        )
+        known.dialling = True
+        known.due_at = now + BACK_OFF_FIRST_S
+        self._next_dial_at = now + 1.0 / DIALS_PER_S
+        return [Dial(peer, known.addresses)]
+
+    def _neighbours(self) -> set[PeerId]:
+        seen = sorted(self._peers, key=lambda peer: self._peers[peer].seen_at, reverse=True)
+        return {peer for peer in seen[:NEIGHBOURS] if self._peers[peer].seen_at > -math.inf}
