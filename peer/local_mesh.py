@@ -1,7 +1,8 @@
-"""How are several real peers run on one machine? For the demo, for tests, for benchmarks, and for yours.
+"""How are several real peers run on one machine? For the demo, for tests, for benchmarks, and for
+yours.
 
-Each peer is a process of its own with a home of its own, made and driven by the same commands that a
-person types. Nothing here reaches into a daemon: what a peer knows is asked over its local API.
+Each peer is a process of its own with a home of its own, made and driven by the same commands that
+a person types. Nothing here reaches into a daemon: what a peer knows is asked over its local API.
 """
 
 import json

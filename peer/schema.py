@@ -1,4 +1,7 @@
-"""Which rows does the store have, and how did they become so? Databases, and migrations in order."""
+"""Which rows does the store have, and how did they become so?
+
+Databases, and migrations in order.
+"""
 
 from collections.abc import Callable, Mapping
 from enum import StrEnum
@@ -6,7 +9,10 @@ from typing import Any
 
 
 class Database(StrEnum):
-    """A named LMDB database. Keys and values are bytes; values are canonical CBOR of the struct named."""
+    """A named LMDB database.
+
+    Keys and values are bytes; values are canonical CBOR of the struct named.
+    """
 
     META = "meta"
     """b"version", b"incarnation": big-endian integers."""

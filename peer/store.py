@@ -1,8 +1,9 @@
-"""What does this device remember across a crash? One LMDB environment, one writer with group commit.
+"""What does this device remember across a crash? One LMDB environment, one writer with group
+commit.
 
-Changes are queued and committed together, as soon as the last commit is done; there is no timer. `then` is
-called on the trio thread, in the order of queueing, once a change is durable or has failed. Reads see
-what is committed.
+Changes are queued and committed together, as soon as the last commit is done; there is no timer.
+`then` is called on the trio thread, in the order of queueing, once a change is durable or has
+failed. Reads see what is committed.
 """
 
 import queue
@@ -20,7 +21,8 @@ from covey.identity.errors import CoveyError, Unavailable
 
 from .schema import MIGRATIONS, SCHEMA_VERSION, Database
 
-# Reserved once and sparse: growing a live map is not safe (MEMORY.md 2.2). The file grows as it fills.
+# Reserved once and sparse: growing a live map is not safe (MEMORY.md 2.2). The file grows as it
+# fills.
 MAP_BYTES = 64 * 1024**3
 MAP_BYTES_MIN = 1024**3
 WAITING_MAX = 20_000

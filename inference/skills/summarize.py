@@ -7,6 +7,7 @@ is never judged.
 """
 
 import re
+from itertools import pairwise
 from typing import Literal
 
 import msgspec
@@ -127,7 +128,7 @@ def unfaithful(words: str, facts: str) -> str | None:
 def _swapped(words: str, facts: str) -> str | None:
     """Return a number of `words` that is beside no word it is beside in `facts`."""
     said, known = _tokens(words.lower()), _tokens(facts.lower())
-    pairs = set(zip(known, known[1:], strict=False))
+    pairs = set(pairwise(known))
     for at, token in enumerate(said):
         if not any(sign.isdigit() for sign in token):
             continue

@@ -1,0 +1,1 @@
+"""The local API: HTTP on a Unix socket and on loopback TCP."""
