@@ -1,7 +1,8 @@
-"""What does a peer offer? Its signed, slow description, and how adverts travel over links. Wire types.
+"""What does a peer offer? Its signed, slow description, and how adverts travel over links. Wire
+types.
 
-Load is never in an advert: links carry it. An advert travels with its author's chain, so that a peer which
-has never met the author can judge it, whoever passes it on.
+Load is never in an advert: links carry it. An advert travels with its author's chain, so that a
+peer which has never met the author can judge it, whoever passes it on.
 """
 
 import msgspec

@@ -1,7 +1,8 @@
 """Whom to dial, where, and when? Remembered addresses, retried for ever with back-off and jitter.
 
-Pure. The last neighbours come round every 4 s however long a cut lasts, the rest by back-off up to a minute;
-never more than three dials a second in all; any new connection or a changed network makes all of them due.
+Pure. The last neighbours come round every 4 s however long a cut lasts, the rest by back-off up to
+a minute; never more than three dials a second in all; any new connection or a changed network makes
+all of them due.
 """
 
 import math

@@ -1,8 +1,9 @@
 """Who offers what? The newest valid advert of each peer, and how two directories become one.
 
-Pure: `receive` and its kin return effects; the daemon carries them out. On a new link both sides say what
-they have, and each sends what the other lacks; what is new is passed on to all other links. Merging is by the
-greatest (incarnation, number) of each author, so order, loss and repetition do not matter.
+Pure: `receive` and its kin return effects; the daemon carries them out. On a new link both sides
+say what they have, and each sends what the other lacks; what is new is passed on to all other
+links. Merging is by the greatest (incarnation, number) of each author, so order, loss and
+repetition do not matter.
 """
 
 from collections.abc import Iterable, Iterator

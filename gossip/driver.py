@@ -1,8 +1,10 @@
-"""How do the delivery cores meet the world? One place that keeps their promise: records first, messages after.
+"""How do the delivery cores meet the world? One place that keeps their promise: records first,
+messages after.
 
-Every event steps a core synchronously. Its records are one transaction; its messages, runs and answers to
-callers wait until that and every earlier transaction is durable, and leave at once if nothing is pending. If
-a commit fails, the cores are thrown away and read again from the store, and callers hear why.
+Every event steps a core synchronously. Its records are one transaction; its messages, runs and
+answers to callers wait until that and every earlier transaction is durable, and leave at once if
+nothing is pending. If a commit fails, the cores are thrown away and read again from the store, and
+callers hear why.
 """
 
 import logging

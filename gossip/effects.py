@@ -1,8 +1,9 @@
-"""What may a delivery core want done? Records to be kept, messages to be sent, runs to be begun and halted.
+"""What may a delivery core want done? Records to be kept, messages to be sent, runs to be begun and
+halted.
 
-All effects of one event belong together: its records are one transaction, and none of its messages or runs
-starts before that transaction, and every earlier one of the same core, is durable. `driver.py` does
-this; nothing else carries out effects.
+All effects of one event belong together: its records are one transaction, and none of its messages
+or runs starts before that transaction, and every earlier one of the same core, is durable.
+`driver.py` does this; nothing else carries out effects.
 """
 
 from dataclasses import dataclass
@@ -34,7 +35,10 @@ class Table(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Save:
-    """Keep a record. `lazy`: it may wait for the next commit, since losing it costs only a repetition."""
+    """Keep a record.
+
+    `lazy`: it may wait for the next commit, since losing it costs only a repetition.
+    """
 
     table: Table
     key: bytes

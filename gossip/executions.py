@@ -1,9 +1,10 @@
-"""What does this device do for others? Offers taken or declined, runs, outcomes delivered until acknowledged.
+"""What does this device do for others? Offers taken or declined, runs, outcomes delivered until
+acknowledged.
 
-Pure: events and `now` (seconds, monotonic) in, effects out. A record belongs to (origin, task id) and answers
-only that origin. An acceptance names this incarnation and has no commit of its own: after a restart what had
-begun is unknown here, and the origin offers again. An outcome is durable before it leaves, and is
-repeated until its origin acknowledges it. Source: DESIGN.md 8.
+Pure: events and `now` (seconds, monotonic) in, effects out. A record belongs to (origin, task id)
+and answers only that origin. An acceptance names this incarnation and has no commit of its own:
+after a restart what had begun is unknown here, and the origin offers again. An outcome is durable
+before it leaves, and is repeated until its origin acknowledges it. Source: DESIGN.md 8.
 """
 
 import heapq
@@ -68,8 +69,8 @@ class RunRecord(msgspec.Struct, frozen=True, array_like=True):
 class Limits:
     """How much one device takes on.
 
-    `running`: runs at once. `waiting`: accepted runs that wait for a place; more are declined, to be tried
-    elsewhere.
+    `running`: runs at once. `waiting`: accepted runs that wait for a place; more are declined, to
+    be tried elsewhere.
     """
 
     running: int = 4
@@ -97,11 +98,9 @@ class Executions:
     """The tasks that this device runs, for itself and for others.
 
     Args:
-        keypair: signs outcomes.
-        mesh: for which mesh.
-        incarnation: of this start.
-        able: tells what this device lacks for a need (of an origin), in plain words; None if nothing.
-        limits: how much at once.
+        keypair: signs outcomes. mesh: for which mesh. incarnation: of this start. able: tells what
+        this device lacks for a need (of an origin), in plain words; None if nothing. limits: how
+        much at once.
     """
 
     def __init__(
@@ -294,7 +293,8 @@ class Executions:
         self._arm(ends_at, key, "overdue")
         effects: list[Effect] = []
         if offer.once:
-            # Known before it begins, so that a restart in between is told as "unknown", not as "not begun".
+            # Known before it begins, so that a restart in between is told as "unknown", not as "not
+            # begun".
             until_ms = now_ms + offer.left_ms + KEEP_CLOSED_MS
             record = RunRecord(origin, task_id, "begun", until_ms)
             effects.append(Save(Table.RUN, _record_key(key), record))

@@ -1,9 +1,11 @@
-"""What may a connection do before it has said hello? Nothing: the gate in front of libp2p's own protocols.
+"""What may a connection do before it has said hello? Nothing: the gate in front of libp2p's own
+protocols.
 
-identify, pubsub, DHT and the auto-connector find peers in two places only: the swarm's table of connections and its
-`connected` event. So a connection is entered and announced only after hello has succeeded both ways; until
-then it is a guest, outside of both, to whom only `hello` and `join` answer. Four hooks, all instance
-attributes of the swarm, pinned to py-libp2p 0.8.1 (LIBP2P.md 12). Needs Noise over TCP with yamux.
+identify, pubsub, DHT and the auto-connector find peers in two places only: the swarm's table of
+connections and its `connected` event. So a connection is entered and announced only after hello has
+succeeded both ways; until then it is a guest, outside of both, to whom only `hello` and `join`
+answer. Four hooks, all instance attributes of the swarm, pinned to py-libp2p 0.8.1 (LIBP2P.md 12).
+Needs Noise over TCP with yamux.
 """
 
 import logging
@@ -91,7 +93,7 @@ class Visit:
     @property
     def address(self) -> str:
         """Where the other side is, as a multiaddr."""
-        addresses = self.conn.get_transport_addresses() if self.conn is not None else []
+        addresses: list[Any] = self.conn.get_transport_addresses() if self.conn is not None else []
         return str(addresses[0]) if addresses else ""
 
 
@@ -202,7 +204,8 @@ class Gate:
         visit.state = "closed"
         self._hide(visit)
         with trio.CancelScope(shield=True), trio.move_on_after(CUT_S):
-            # The socket first: a polite close waits for the write lock, for ever if the peer does not read.
+            # The socket first: a polite close waits for the write lock, for ever if the peer does
+            # not read.
             await _quietly(visit.mux.secured_conn.close)
             if visit.conn is not None:
                 await _quietly(visit.conn.close)
@@ -361,7 +364,8 @@ class Gate:
             if isinstance(verdict, hello.Refused):
                 raise NotAdmitted(verdict.code, verdict.reason)
             visit.accepted = verdict
-            # Before the confirmation leaves: the other side's first streams may come right behind it.
+            # Before the confirmation leaves: the other side's first streams may come right behind
+            # it.
             visit.state = "answering"
             await write_frame(stream, hello.encode_hello(hello.Confirm()))
             await _quietly(stream.close)
@@ -373,7 +377,8 @@ class Gate:
 
     async def _connect(self, peer: PeerId, address: str) -> Visit:
         try:
-            # Once: the library's own retries make a refused dial take 0.7 s, and a dialler of ours retries anyway.
+            # Once: the library's own retries make a refused dial take 0.7 s, and a dialler of ours
+            # retries anyway.
             conn = await self._swarm._dial_addr_single_attempt(
                 Multiaddr(address), ID.from_base58(peer), None
             )
@@ -447,7 +452,7 @@ async def _select(stream: Any, protocol: str) -> None:
 
 
 async def _drain(stream: Any) -> None:
-    """Let the last frame arrive before the connection is cut: wait until the other side is done, at most 2 s."""
+    """Let the last frame arrive before the cut: wait until the other side is done, at most 2 s."""
     with trio.move_on_after(2):
         await _quietly(stream.close_write)
         await _quietly(lambda: stream.read(1))
@@ -483,11 +488,5 @@ def _meter(visit: Visit) -> None:
 
 def _innermost(error: BaseException) -> str:
     """Say the cause that helps: the library wraps it several times."""
-    seen = error
-    while True:
-        inner = seen.__cause__ or (
-            seen.exceptions[0] if isinstance(seen, BaseExceptionGroup) else None
-        )
-        if inner is None:
-            return str(seen) or type(seen).__name__
-        seen = inner
+    inner = error.__cause__ or next(iter(getattr(error, "exceptions", ())), None)
+    return _innermost(inner) if inner is not None else str(error) or type(error).__name__

@@ -1,8 +1,8 @@
 """Is who just connected a member? The three steps of hello, before anything else is served.
 
-The dialler shows its chain first, to the peer id that it meant to dial (Noise proves it); the listener
-answers with its own, or says why not; the dialler confirms. Pure: bytes in, a verdict and bytes out;
-`gate.py` moves them.
+The dialler shows its chain first, to the peer id that it meant to dial (Noise proves it); the
+listener answers with its own, or says why not; the dialler confirms. Pure: bytes in, a verdict and
+bytes out; `gate.py` moves them.
 """
 
 from dataclasses import dataclass
@@ -134,14 +134,13 @@ def second_connection(
 ) -> Simultaneous:
     """Decide what a listener does with a further connection of a peer.
 
-    Two connections of one pair make pubsub deaf (LIBP2P.md 12), so one must go, the same on both sides: where
-    both dial at once, the one that the lower id dialled stays. Any other new connection replaces the old.
+    Two connections of one pair make pubsub deaf (LIBP2P.md 12), so one must go, the same on both
+    sides: where both dial at once, the one that the lower id dialled stays. Any other new
+    connection replaces the old.
 
-    Args:
-        me: the listener.
-        remote: who dialled.
-        dialling: whether the listener is dialling that peer right now.
-        own_open_age_s: how long ago the listener's own dial of it opened; None if the open one is not its own.
+    `me` is the listener and `remote` who dialled; `dialling` tells whether the listener is dialling
+    that peer right now; `own_open_age_s` is how long ago the listener's own dial of it opened, None
+    if the open one is not its own.
     """
     ours_is_fresh = own_open_age_s is not None and own_open_age_s < DUPLICATE_S
     return "duplicate" if me < remote and (dialling or ours_is_fresh) else "replace"

@@ -1,4 +1,7 @@
-"""How does a peer listen, connect, and open streams? py-libp2p's host: Noise only, yamux, TCP; behind the gate."""
+"""How does a peer listen, connect, and open streams?
+
+py-libp2p's host: Noise only, yamux, TCP; behind the gate.
+"""
 
 import ipaddress
 import logging
@@ -55,7 +58,8 @@ class Stream:
     async def read(self, size_max: int) -> bytes:
         """Return what has arrived, at most `size_max` bytes; empty at the end.
 
-        A remote's death and its reset read as an end, too: only a length tells that something is whole.
+        A remote's death and its reset read as an end, too: only a length tells that something is
+        whole.
         """
         try:
             data: bytes = await self._stream.read(size_max)

@@ -1,8 +1,9 @@
 """How does a device become a member? The conversation of `join`, and the desk that honours invites.
 
-Joiner: ask -> (challenge) -> proof -> grant. The proof is made with the invite's one-time key over the mesh,
-the joiner's key, the challenge and the terms, so a token's proof serves no other key and its terms cannot be
-widened. The connection proves that the joiner holds its own key (Noise). Pure; `gate.py` moves the bytes.
+Joiner: ask -> (challenge) -> proof -> grant. The proof is made with the invite's one-time key over
+the mesh, the joiner's key, the challenge and the terms, so a token's proof serves no other key and
+its terms cannot be widened. The connection proves that the joiner holds its own key (Noise). Pure;
+`gate.py` moves the bytes.
 """
 
 from collections.abc import Iterable, Sequence

@@ -1,6 +1,8 @@
-"""What must be worked around in py-libp2p 0.8.1? Each workaround, with its symptom; guarded by tests.
+"""What must be worked around in py-libp2p 0.8.1? Each workaround, with its symptom; guarded by
+tests.
 
-To be read again on every upgrade: delete what is mended. The gate's hooks are in `gate.py`; everything else is here.
+To be read again on every upgrade: delete what is mended. The gate's hooks are in `gate.py`;
+everything else is here.
 """
 
 import logging
@@ -40,9 +42,10 @@ def apply() -> None:
 def _release_inbound_slots() -> None:
     """A host accepts only 250 inbound connections in its life, and leaks a task for each.
 
-    Symptom: connection 251 fails with "failed to negotiate the secure protocol". Cause: the handler waits for the
-    end of the swarm instead of the end of the connection, holding its slot. TCP only: the branch for connections that
-    come already multiplexed (QUIC) is left out, since covey does not enable them.
+    Symptom: connection 251 fails with "failed to negotiate the secure protocol". Cause: the handler
+    waits for the end of the swarm instead of the end of the connection, holding its slot. TCP only:
+    the branch for connections that come already multiplexed (QUIC) is left out, since covey does
+    not enable them.
     """
     half_open: Counter[str] = Counter()
 
@@ -61,7 +64,8 @@ def _release_inbound_slots() -> None:
                 half_open[ip] -= 1
                 if not half_open[ip]:
                     del half_open[ip]
-            # `on_close` is bound to the SwarmConn, which a guest's connection has outside of every table.
+            # `on_close` is bound to the SwarmConn, which a guest's connection has outside of every
+            # table.
             await muxed.on_close.__self__.event_closed.wait()
         except Exception as error:  # noqa: BLE001  (whatever a stranger's bytes raise ends only its connection)
             log.debug("inbound.ended", extra={"why": str(error)})
@@ -82,10 +86,11 @@ def _enlarge_pubsub_queues() -> None:
 
 
 def quieten(host: Any) -> None:
-    """Stop what works behind our back: below 100 connections the library dials whoever its peerstore knows.
+    """Stop what works behind our back: below 100 connections the library dials whoever its
+    peerstore knows.
 
-    Symptom: a peer that was disconnected on purpose is dialled again within seconds. A watermark of 0 is not "off": the
-    target is (low + high) / 2.
+    Symptom: a peer that was disconnected on purpose is dialled again within seconds. A watermark of
+    0 is not "off": the target is (low + high) / 2.
     """
 
     async def nothing() -> None:
@@ -97,7 +102,8 @@ def quieten(host: Any) -> None:
 def fresh_sequence_numbers(pubsub: Any, now_ms: int) -> None:
     """Gossip after a restart is dropped as already seen: the counter restarts at whole seconds.
 
-    Symptom: more than one message a second, then a restart with the same key: 54 of 60 messages lost.
+    Symptom: more than one message a second, then a restart with the same key: 54 of 60 messages
+    lost.
     """
     pubsub.counter = now_ms * 1_000_000
 
@@ -117,10 +123,11 @@ def forget_peer(host: Any, pubsub: Any, gossip: Any, peer: Any) -> None:
 
 
 def cut_when_deaf(pubsub: Any, cut: Callable[[Any], None]) -> None:
-    """A pubsub stream that was reset on a live connection loses all later messages in that direction.
+    """A pubsub stream that was reset on a live connection loses all later messages in that
+    direction.
 
-    Symptom: 8 of 8 later messages lost. The library forgets the peer, and is never told to try again while a
-    connection is left. So the connection is cut, and the dialler makes a new one.
+    Symptom: 8 of 8 later messages lost. The library forgets the peer, and is never told to try
+    again while a connection is left. So the connection is cut, and the dialler makes a new one.
     """
     original = pubsub._handle_dead_peer
 

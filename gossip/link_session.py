@@ -1,8 +1,10 @@
-"""What travels on one link? Frames of messages, requests, answers and pings. A pure protocol of both sides.
+"""What travels on one link? Frames of messages, requests, answers and pings. A pure protocol of
+both sides.
 
-Bytes in, events out; calls return bytes to write. Frame: length (u32), kind (u8), request id (u32), time left in
-ms (u32), length of channel (u8), channel, body; big-endian. It is plain rather than CBOR because every task
-pays for it several times; nothing here is signed: the link itself is encrypted and its peer proven.
+Bytes in, events out; calls return bytes to write. Frame: length (u32), kind (u8), request id (u32),
+time left in ms (u32), length of channel (u8), channel, body; big-endian. It is plain rather than
+CBOR because every task pays for it several times; nothing here is signed: the link itself is
+encrypted and its peer proven.
 """
 
 import struct

@@ -1,8 +1,9 @@
 """How do two peers keep talking? One long-lived framed stream for each pair, over one connection.
 
-Implements the `Network` port. The dialler of a connection opens the link; what is queued for a link while a
-write is under way leaves in the next write together. A peer that is silent for two ttl is taken for dead: a frozen peer
-shows no error, so liveness is ours. When the link ends, the connection is cut.
+Implements the `Network` port. The dialler of a connection opens the link; what is queued for a link
+while a write is under way leaves in the next write together. A peer that is silent for two ttl is
+taken for dead: a frozen peer shows no error, so liveness is ours. When the link ends, the
+connection is cut.
 """
 
 import logging
@@ -37,7 +38,8 @@ PROTOCOL = "/covey/link/1"
 TTL_S = 3.0
 PING_S = TTL_S
 SILENT_S = 2 * TTL_S
-# A link whose other side does not read holds at most this; more is refused, and delivery tries again later.
+# A link whose other side does not read holds at most this; more is refused, and delivery tries
+# again later.
 QUEUE_BYTES_MAX = 16 * 1024 * 1024
 QUEUE_FRAMES_MAX = 8192
 REQUESTS_MAX = 128
@@ -231,7 +233,8 @@ class Links:
 
     async def _accept(self, peer: PeerId, stream: Stream) -> None:
         assert self._host is not None
-        # The other side may be open a moment before us: its first stream can overtake our own event.
+        # The other side may be open a moment before us: its first stream can overtake our own
+        # event.
         if self._host.gate.open_visit(peer) is None:
             arrived = self._arrivals.setdefault(peer, trio.Event())
             with trio.move_on_after(ARRIVAL_S):

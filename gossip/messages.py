@@ -1,7 +1,8 @@
-"""What do origin and executor tell each other about a task? The messages of delivery, on channel `task`.
+"""What do origin and executor tell each other about a task? The messages of delivery, on channel
+`task`.
 
-An offer is answered by an acceptance or a decline; an outcome is repeated until acknowledged; so is a cancel.
-Every message may come twice, late, or never.
+An offer is answered by an acceptance or a decline; an outcome is repeated until acknowledged; so is
+a cancel. Every message may come twice, late, or never.
 """
 
 import msgspec

@@ -1,9 +1,10 @@
-"""What becomes of the tasks that this device was asked? Their states, attempts, retries and acceptance.
+"""What becomes of the tasks that this device was asked? Their states, attempts, retries and
+acceptance.
 
-The origin owns a task until it has the outcome. Pure: events and `now` (seconds, monotonic) in, effects out;
-`now_ms` is wall time for records that people read and for deadlines that outlive a restart. Execution is at
-least once, acceptance exactly once: the first outcome that verifies, of whichever attempt, is accepted in
-one transaction with the task's state. Source: DESIGN.md 8.
+The origin owns a task until it has the outcome. Pure: events and `now` (seconds, monotonic) in,
+effects out; `now_ms` is wall time for records that people read and for deadlines that outlive a
+restart. Execution is at least once, acceptance exactly once: the first outcome that verifies, of
+whichever attempt, is accepted in one transaction with the task's state. Source: DESIGN.md 8.
 """
 
 import heapq
@@ -56,7 +57,8 @@ MOVES: dict[State, frozenset[State]] = {
 }
 TERMINAL: frozenset[State] = frozenset(state for state, after in MOVES.items() if not after)
 
-# An offer that is not answered within this is tried elsewhere; an answer takes a round trip and no commit.
+# An offer that is not answered within this is tried elsewhere; an answer takes a round trip and no
+# commit.
 OFFER_S = 5.0
 # The lease on a running task: four times the ttl of 3 s after which a silent peer is doubted.
 LEASE_S = 12.0
@@ -202,8 +204,8 @@ class Origin:
     ) -> list[Effect]:
         """Take up unfinished tasks and unacknowledged cancels again after a start.
 
-        An executor keeps its run across our restart, so it is first asked again about the same attempt; the
-        task goes elsewhere when it has not been heard within the lease.
+        An executor keeps its run across our restart, so it is first asked again about the same
+        attempt; the task goes elsewhere when it has not been heard within the lease.
         """
         effects: list[Effect] = []
         for record in cancels:
@@ -429,7 +431,8 @@ class Origin:
 
     def _lost(self, live: _Live, why: str, now: float, now_ms: int) -> list[Effect]:
         if live.task.once:
-            # It may have begun there, so nobody else gets it unless that executor says that it has not.
+            # It may have begun there, so nobody else gets it unless that executor says that it has
+            # not.
             self._move(live, live.state.state, f"unknown at {live.last.peer}: {why}")
             self._arm(live, live.ends_at)
             return [Save(Table.STATE, live.task.id, live.state), Changed(TaskId(live.task.id))]
@@ -498,7 +501,8 @@ class Origin:
         task_id = TaskId(message.task_id)
         live = self._live.get(task_id)
         if live is None:
-            # Finished (the first outcome counted) or never ours: either way the sender may forget it.
+            # Finished (the first outcome counted) or never ours: either way the sender may forget
+            # it.
             return [Send(sender, Acknowledged(task_id))]
         outcome = self._verified(live, sender, message)
         if outcome is None:
@@ -587,7 +591,7 @@ def _ended(attempt: Attempt, outcome: Outcome, now_ms: int) -> Attempt:
     )
 
 
-def forget(tasks: Iterable[tuple[Task, TaskState]], now_ms: int) -> Iterator[Effect]:
+def forget(tasks: Iterable[tuple[Task, TaskState]], now_ms: int) -> Iterator[Erase]:
     """Return what erases finished tasks that nobody can ask about any more: 7 days past their deadline."""
     for task, state in tasks:
         if state.state in TERMINAL and now_ms > task.deadline_ms + RETENTION_MS:

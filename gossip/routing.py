@@ -1,7 +1,8 @@
 """Which peer should run a task? This one, else the best of the directory.
 
-Pure: reads what is known now. Candidates outside the zone do not exist. The order of asking is DESIGN's: this
-peer, the directory; a coordinator's shortlist, the DHT and calls for bids will be further `Finder`s.
+Pure: reads what is known now. Candidates outside the zone do not exist. The order of asking is
+DESIGN's: this peer, the directory; a coordinator's shortlist, the DHT and calls for bids will be
+further `Finder`s.
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping

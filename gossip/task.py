@@ -20,7 +20,8 @@ NONCE_BYTES = 16
 # One link frame carries an input or a result whole.
 INPUT_BYTES_MAX = 1024 * KIB
 RESULT_BYTES_MAX = 1024 * KIB
-# An input up to this rides with the offer; a larger one is fetched by who accepts, so that declining is cheap.
+# An input up to this rides with the offer; a larger one is fetched by who accepts, so that
+# declining is cheap.
 INPUT_WITH_OFFER_BYTES_MAX = 16 * KIB
 DEADLINE_S_DEFAULT = 86_400.0
 DEADLINE_S_MAX = 90 * 86_400.0

@@ -1,9 +1,9 @@
 """Who may act in a mesh, in what role and zones, until when? Certificates and their chains.
 
-Two levels, so nothing is circular: the root key signs admins, admins sign members. A chain is the sealed
-certificates from the root's down to the subject's own: one for an admin, two for a member. A
-certificate covers a moment from 60 s before it was issued (clocks differ) to `not_after` and its grace:
-the grace is written in it, so that all peers judge alike.
+Two levels, so nothing is circular: the root key signs admins, admins sign members. A chain is the
+sealed certificates from the root's down to the subject's own: one for an admin, two for a member. A
+certificate covers a moment from 60 s before it was issued (clocks differ) to `not_after` and its
+grace: the grace is written in it, so that all peers judge alike.
 """
 
 from collections.abc import Sequence
@@ -77,7 +77,10 @@ def issue(
     grace_days: int = GRACE_DAYS,
     priority: int = 0,
 ) -> bytes:
-    """Return a sealed certificate. Whether `issuer` may sign it is judged by who reads the chain."""
+    """Return a sealed certificate.
+
+    Whether `issuer` may sign it is judged by who reads the chain.
+    """
     life_days = days if days is not None else (ADMIN_DAYS if role == "admin" else MEMBER_DAYS)
     certificate = Certificate(
         mesh=mesh,

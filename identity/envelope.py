@@ -1,8 +1,9 @@
 """Did this key say this, for this purpose, in this mesh? Signed envelopes.
 
-The signature is over the canonical CBOR array [domain, mesh id, kind, body], so what was signed for one
-purpose or mesh is valid in no other. An envelope can be repeated by anyone: what it says must be
-harmless to hear twice (a certificate, an advert with its number, an outcome of a numbered attempt).
+The signature is over the canonical CBOR array [domain, mesh id, kind, body], so what was signed for
+one purpose or mesh is valid in no other. An envelope can be repeated by anyone: what it says must
+be harmless to hear twice (a certificate, an advert with its number, an outcome of a numbered
+attempt).
 """
 
 import hashlib

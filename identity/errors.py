@@ -1,8 +1,8 @@
 """Whose fault is it? The root of covey's error tree.
 
-`Misuse`: our caller broke the contract. `PeerMisbehaved`, `Malformed`, `NotAdmitted`: another peer, or who
-wrote the bytes, did. `Unavailable`: the world did, and it may be retried. A message says what was
-found, what was allowed and what to do.
+`Misuse`: our caller broke the contract. `PeerMisbehaved`, `Malformed`, `NotAdmitted`: another peer,
+or who wrote the bytes, did. `Unavailable`: the world did, and it may be retried. A message says
+what was found, what was allowed and what to do.
 """
 
 

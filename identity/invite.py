@@ -1,8 +1,8 @@
 """How does a device get in? One-time keys, written as a token that a person can copy.
 
-The token holds the private half of a one-time key, where to dial, and the terms; the inviter keeps the
-public half and counts. Whoever has the token can use it: it is a secret until it is used up or ends.
-The checksum tells a typing mistake from a forgery; it protects nothing.
+The token holds the private half of a one-time key, where to dial, and the terms; the inviter keeps
+the public half and counts. Whoever has the token can use it: it is a secret until it is used up or
+ends. The checksum tells a typing mistake from a forgery; it protects nothing.
 """
 
 import base64

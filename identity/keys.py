@@ -1,7 +1,7 @@
 """Who is speaking? Ed25519 keys, and the libp2p peer id that each of them is.
 
-Signatures are made and judged by libsodium (PyNaCl) alone: two libraries disagree on crafted signatures, and
-a signature must be valid on every peer or on none.
+Signatures are made and judged by libsodium (PyNaCl) alone: two libraries disagree on crafted
+signatures, and a signature must be valid on every peer or on none.
 """
 
 from functools import lru_cache

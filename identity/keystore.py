@@ -1,4 +1,7 @@
-"""Where do keys rest? A peer's seed in a file for its owner only; a mesh's root sealed by a passphrase."""
+"""Where do keys rest?
+
+A peer's seed in a file for its owner only; a mesh's root sealed by a passphrase.
+"""
 
 import base64
 import os

@@ -1,9 +1,10 @@
 """How do structs become bytes that can be signed, and back? Strict deterministic CBOR.
 
-One value has one encoding: definite lengths, shortest integers, no tags, no floats, no duplicate keys, nothing
-after the value. What is not its own canonical encoding is refused (RFC 8949, 4.2; cbor2's length-first
-order of RFC 7049 for maps). Structs are fixed-position arrays; a newer peer's extra field at the end is
-ignored on reading, and what is stored and passed on is always the bytes that came.
+One value has one encoding: definite lengths, shortest integers, no tags, no floats, no duplicate
+keys, nothing after the value. What is not its own canonical encoding is refused (RFC 8949, 4.2;
+cbor2's length-first order of RFC 7049 for maps). Structs are fixed-position arrays; a newer peer's
+extra field at the end is ignored on reading, and what is stored and passed on is always the bytes
+that came.
 """
 
 from typing import Any, NoReturn, TypeVar, cast
@@ -40,7 +41,10 @@ def decode(data: bytes, kind: type[T], *, limit_bytes: int = 64 * KIB) -> T:
 
 
 def decode_union(data: bytes, kind: Any, *, limit_bytes: int = 64 * KIB) -> Any:
-    """Return the struct in `data`, one of a union of tagged structs. As `decode`, which types better."""
+    """Return the struct in `data`, one of a union of tagged structs.
+
+    As `decode`, which types better.
+    """
     value = strict_cbor(data, limit_bytes=limit_bytes)
     try:
         return msgspec.convert(value, kind, builtin_types=(bytes,))
@@ -53,7 +57,8 @@ def strict_cbor(data: bytes, *, limit_bytes: int = 64 * KIB) -> Any:
     """Return the value whose one canonical encoding is `data`.
 
     Raises:
-        Malformed: it is over the limit, not CBOR, not canonical, too deep, or holds what covey never sends.
+        Malformed: it is over the limit, not CBOR, not canonical, too deep, or holds what covey
+        never sends.
     """
     if len(data) > limit_bytes:
         raise Malformed(f"message of {len(data)} bytes, over the limit of {limit_bytes}")
@@ -74,8 +79,8 @@ def _refuse_tag(*_arguments: object) -> NoReturn:
     raise Malformed("tags are not allowed")
 
 
-# The tags that cbor2 would turn into objects of its own (big numbers, dates, regular expressions, shared
-# references) before anything of ours sees them.
+# The tags that cbor2 would turn into objects of its own (big numbers, dates, regular expressions,
+# shared references) before anything of ours sees them.
 _REFUSED_TAGS = dict.fromkeys(
     (
         *(0, 1, 2, 3, 4, 5, 25, 28, 29, 30, 35, 36, 37),
@@ -89,7 +94,7 @@ def _loads(data: bytes) -> Any:
     return cbor2.loads(
         data,
         tag_hook=_refuse_tag,
-        semantic_decoders=_REFUSED_TAGS,
+        semantic_decoders=_REFUSED_TAGS,  # pyright: ignore[reportArgumentType]  # never returns
         max_depth=DEPTH_MAX,
         allow_indefinite=False,
         allow_duplicate_keys=False,

@@ -12,13 +12,15 @@ import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import xllamacpp
 
 from .engine import Completion, GenerateRequest, LoadSpec, OnPiece
 from .errors import BadModel, ModelError, TooLong, Unsupported
 
+# The library ships no types that a checker can follow.
+_native: Any = xllamacpp
 # Beyond this a prompt evaluates for seconds in which it cannot be cancelled.
 BATCH_TOKENS = 512
 CACHE_MIB = 64
@@ -33,7 +35,7 @@ class LlamaCppEngine:
 
     def __init__(self, spec: LoadSpec) -> None:
         self._spec = spec
-        parameters = xllamacpp.CommonParams()
+        parameters = _native.CommonParams()
         parameters.model.path = spec.path
         parameters.n_ctx = spec.context_tokens
         parameters.n_parallel = spec.slots
@@ -53,7 +55,7 @@ class LlamaCppEngine:
             # anyone sees it.
             parameters.hostnames = [str(folder / "s.sock")]
             parameters.api_keys = [secrets.token_hex(32)]
-            self._server = xllamacpp.Server(parameters)
+            self._server: Any = _native.Server(parameters)
         except (RuntimeError, ValueError) as error:
             raise BadModel(
                 f"llama.cpp cannot load {Path(spec.path).name}: {error}; it may be damaged, or of a "
@@ -86,8 +88,12 @@ class LlamaCppEngine:
             raise Unsupported(f"{self._spec.name} writes text; an embedding model makes vectors")
         answer = self._server.handle_embeddings({"input": list(texts)})
         _raise_if_error(answer)
-        rows = sorted(answer["data"], key=lambda row: int(row["index"]))
+        rows: list[dict[str, Any]] = sorted(answer["data"], key=_index)
         return [[float(number) for number in row["embedding"]] for row in rows]
+
+
+def _index(row: dict[str, Any]) -> int:
+    return int(row["index"])
 
 
 class _Collected:
@@ -110,18 +116,20 @@ class _Collected:
 
     def _take(self, chunk: Any) -> bool:
         if isinstance(chunk, list):
-            stops = [self._take(one) for one in chunk]
+            stops = [self._take(one) for one in cast("list[Any]", chunk)]
             return any(stops)
         _raise_if_error(chunk)
         stop = False
-        for choice in chunk.get("choices") or ():
-            text = choice.get("text") or (choice.get("delta") or {}).get("content") or ""
+        told = cast("dict[str, Any]", chunk)
+        choices: list[dict[str, Any]] = told.get("choices") or []
+        for choice in choices:
+            text: str = choice.get("text") or (choice.get("delta") or {}).get("content") or ""
             if text:
                 self._parts.append(text)
                 stop = self._on_piece(text)
             if choice.get("finish_reason"):
                 self._finish = choice["finish_reason"]
-        usage = chunk.get("usage")
+        usage = told.get("usage")
         if usage:
             self._prompt_tokens = int(usage.get("prompt_tokens", 0))
             self._completion_tokens = int(usage.get("completion_tokens", 0))
@@ -164,9 +172,10 @@ def _body(request: GenerateRequest) -> dict[str, Any]:
 
 def _raise_if_error(answer: Any) -> None:
     """Errors are raised in one shape, and returned or streamed in another."""
-    if not isinstance(answer, dict) or not answer.get("error"):
+    told = cast("dict[str, Any]", answer) if isinstance(answer, dict) else {}
+    error: dict[str, Any] = told.get("error") or {}
+    if not error:
         return
-    error: dict[str, Any] = answer["error"]
     if error.get("type") == "exceed_context_size_error":
         has, fits = error.get("n_prompt_tokens"), error.get("n_ctx")
         raise TooLong(

@@ -37,7 +37,7 @@ class NeverHappened(CoveyError):
     """A condition that was waited for did not become true before its deadline."""
 
 
-def wait_until(condition: Callable[[], T], what: str, *, timeout_s: float = 15.0) -> T:
+def wait_until(condition: Callable[[], T | None], what: str, *, timeout_s: float = 15.0) -> T:
     """Return the first true value of `condition`, asked every 20 ms.
 
     Raises:

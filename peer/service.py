@@ -3,7 +3,6 @@
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import cast
 
 import msgspec
 import trio
@@ -44,7 +43,6 @@ from .views import (
     TaskView,
     TrafficView,
 )
-from .views import TaskState as StateName
 
 EVENTS_KEPT = 1024
 LISTED_MAX = 1000
@@ -387,7 +385,7 @@ class Service:
         return TaskView(
             id=task.id.hex(),
             skill=task.need.skill,
-            state=cast("StateName", state.state),
+            state=state.state,
             reason=f"{reason} ({progress})" if progress and state.state == "running" else reason,
             zone=task.need.zone,
             submitted_ms=task.submitted_ms,

@@ -161,9 +161,10 @@ def read_schema(schema: Mapping[str, Any]) -> list[_Field]:
 
 def _field(name: str, entry: Any) -> _Field:
     place = f"$.properties.{name}"
-    if not isinstance(entry, dict):
-        raise Unsupported(f"a field is described by an object, at {place!r}")
-    described: dict[str, Any] = entry
+    try:
+        described = msgspec.convert(entry, dict[str, Any])
+    except msgspec.ValidationError as error:
+        raise Unsupported(f"a field is described by an object, at {place!r}") from error
     kind = described.get("type", "string" if "enum" in described else None)
     if kind not in _TYPES:
         raise Unsupported(f"extract fills {', '.join(_TYPES)}, not {kind!r}, at {place!r}")

@@ -43,79 +43,88 @@ _invite = msgspec.json.Decoder(InviteRequest)
 Handler = Callable[[Request], Awaitable[Response]]
 
 
-def make_app(service: Service) -> Starlette:
-    """Return the ASGI application of one daemon."""
+class _Routes:
+    """The handlers, on top of one service."""
 
-    async def health(_request: Request) -> Response:
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    async def health(self, _request: Request) -> Response:
         return _json({"ok": True})
 
-    async def tasks(request: Request) -> Response:
+    async def tasks(self, request: Request) -> Response:
         if request.method == "GET":
             limit = _number(request, "limit", 50)
-            listed = service.tasks(request.query_params.get("state"), int(limit))
-            return _json({"v": 1, "kind": "TaskList", "items": listed})
+            return _list(
+                "TaskList", self._service.tasks(request.query_params.get("state"), int(limit))
+            )
         asked = await _body(request, _submit)
         key = request.headers.get("idempotency-key")
         if key is not None:
             asked = msgspec.structs.replace(asked, key=key)
         wait_s = _number(request, "wait", 0.0)
-        view = await service.submit(asked)
+        view = await self._service.submit(asked)
         if wait_s > 0:
-            view = await service.wait_task(view.id, wait_s)
+            view = await self._service.wait_task(view.id, wait_s)
         return _json(view, status=200 if view.state in ("done", "failed") else 202)
 
-    async def task(request: Request) -> Response:
+    async def task(self, request: Request) -> Response:
         wait_s = _number(request, "wait", 0.0)
         name = str(request.path_params["task"])
+        service = self._service
         return _json(await service.wait_task(name, wait_s) if wait_s > 0 else service.task(name))
 
-    async def cancel(request: Request) -> Response:
-        return _json(await service.cancel(str(request.path_params["task"])))
+    async def cancel(self, request: Request) -> Response:
+        return _json(await self._service.cancel(str(request.path_params["task"])))
 
-    async def peers(_request: Request) -> Response:
-        return _json({"v": 1, "kind": "PeerList", "items": service.peers()})
+    async def peers(self, _request: Request) -> Response:
+        return _list("PeerList", self._service.peers())
 
-    async def status(_request: Request) -> Response:
-        return _json(service.status())
+    async def status(self, _request: Request) -> Response:
+        return _json(self._service.status())
 
-    async def doctor(_request: Request) -> Response:
-        return _json({"v": 1, "kind": "Findings", "items": await service.doctor()})
+    async def doctor(self, _request: Request) -> Response:
+        return _list("Findings", await self._service.doctor())
 
-    async def models(_request: Request) -> Response:
-        return _json({"v": 1, "kind": "ModelList", "items": service.models()})
+    async def models(self, _request: Request) -> Response:
+        return _list("ModelList", self._service.models())
 
-    async def rescan(_request: Request) -> Response:
-        return _json({"v": 1, "kind": "ModelList", "items": await service.rescan_models()})
+    async def rescan(self, _request: Request) -> Response:
+        return _list("ModelList", await self._service.rescan_models())
 
-    async def invites(request: Request) -> Response:
-        return _json(await service.invite(await _body(request, _invite)), status=201)
+    async def invites(self, request: Request) -> Response:
+        return _json(await self._service.invite(await _body(request, _invite)), status=201)
 
-    async def shutdown(_request: Request) -> Response:
-        service.request_shutdown()
+    async def shutdown(self, _request: Request) -> Response:
+        self._service.request_shutdown()
         return _json({"ok": True})
 
-    async def events(request: Request) -> Response:
+    async def events(self, request: Request) -> Response:
         last = request.headers.get("last-event-id") or request.query_params.get("after")
         after = None if last is None else int(_as_number(last, "last-event-id"))
         return StreamingResponse(
-            _event_lines(service, after),
+            _event_lines(self._service, after),
             media_type="text/event-stream",
             headers={"cache-control": "no-cache"},
         )
 
+
+def make_app(service: Service) -> Starlette:
+    """Return the ASGI application of one daemon."""
+    routes = _Routes(service)
     table: tuple[tuple[str, list[str], Handler], ...] = (
-        ("/healthz", ["GET"], health),
-        ("/v1/tasks", ["GET", "POST"], tasks),
-        ("/v1/tasks/{task}", ["GET"], task),
-        ("/v1/tasks/{task}/cancel", ["POST"], cancel),
-        ("/v1/peers", ["GET"], peers),
-        ("/v1/status", ["GET"], status),
-        ("/v1/doctor", ["GET"], doctor),
-        ("/v1/models", ["GET"], models),
-        ("/v1/models/rescan", ["POST"], rescan),
-        ("/v1/invites", ["POST"], invites),
-        ("/v1/shutdown", ["POST"], shutdown),
-        ("/v1/events", ["GET"], events),
+        ("/healthz", ["GET"], routes.health),
+        ("/v1/tasks", ["GET", "POST"], routes.tasks),
+        ("/v1/tasks/{task}", ["GET"], routes.task),
+        ("/v1/tasks/{task}/cancel", ["POST"], routes.cancel),
+        ("/v1/peers", ["GET"], routes.peers),
+        ("/v1/status", ["GET"], routes.status),
+        ("/v1/doctor", ["GET"], routes.doctor),
+        ("/v1/models", ["GET"], routes.models),
+        ("/v1/models/rescan", ["POST"], routes.rescan),
+        ("/v1/invites", ["POST"], routes.invites),
+        ("/v1/shutdown", ["POST"], routes.shutdown),
+        ("/v1/events", ["GET"], routes.events),
     )
     return Starlette(
         routes=[Route(path, _explained(handler), methods=ways) for path, ways, handler in table]
@@ -192,6 +201,10 @@ def _as_number(text: str, name: str) -> float:
 
 def _json(value: object, *, status: int = 200) -> Response:
     return Response(_encode(value), status, media_type="application/json")
+
+
+def _list(kind: str, items: object) -> Response:
+    return _json({"v": 1, "kind": kind, "items": items})
 
 
 async def _event_lines(service: Service, after: int | None) -> AsyncGenerator[bytes]:

@@ -14,7 +14,7 @@ from typing import Any
 import trio
 from hypercorn.config import Config as HypercornConfig
 from hypercorn.events import Closed, RawData
-from hypercorn.trio import serve
+from hypercorn.trio import serve  # pyright: ignore[reportUnknownVariableType]
 from hypercorn.trio import tcp_server as hypercorn_tcp
 
 from covey.peer.service import Service
@@ -44,7 +44,7 @@ async def serve_api(
 ) -> None:
     """Serve until `stop` is set; tells the bound addresses once it listens."""
     _bound_writes()
-    socket.unlink(missing_ok=True)
+    _unlink(socket)
     config = HypercornConfig()
     binds = [f"unix:{socket}"]
     if tcp is not None:
@@ -74,7 +74,12 @@ async def serve_api(
             bound = await nursery.start(run)
             task_status.started(tuple(str(one) for one in bound))
     finally:
-        socket.unlink(missing_ok=True)
+        _unlink(socket)
+
+
+def _unlink(socket: Path) -> None:
+    """Remove a socket's file: a stale one of a daemon that was killed, or our own at the end."""
+    socket.unlink(missing_ok=True)
 
 
 class _Guard:

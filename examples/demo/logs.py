@@ -1,0 +1,79 @@
+"""Which log lines of this very machine can the demo work on?
+
+The journal's, else the kernel's, else the package manager's.
+"""
+
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+LINES_MIN = 20
+KEPT_LINES = 400
+KERNEL_LOGS = (Path("/var/log/kern.log"), Path("/var/log/messages"))
+PACKAGE_LOGS = (
+    Path("/var/log/dpkg.log"),
+    Path("/var/log/dpkg.log.1"),
+    Path("/var/log/dnf.log"),
+    Path("/var/log/pacman.log"),
+    Path("/var/log/apk.log"),
+    Path("/var/log/install.log"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class MachineLog:
+    """Real lines of this machine, and the labels that fit them."""
+
+    what: str
+    path: Path
+    labels: tuple[str, ...]
+
+
+PACKAGE_LABELS = ("install", "remove", "configure", "upgrade", "other")
+SYSTEM_LABELS = ("network", "storage", "hardware", "service", "security", "other")
+
+
+def find_log(folder: Path) -> MachineLog:
+    """Return the best log of this machine; what only a command shows is first written below `folder`.
+
+    Raises:
+        SystemExit: the machine has no readable log with enough lines.
+    """
+    for what, command in (
+        ("the journal", ("journalctl", "-n", str(KEPT_LINES), "--no-pager", "-q")),
+        ("the kernel log", ("dmesg",)),
+    ):
+        lines = _output(command)
+        if len(lines) >= LINES_MIN:
+            path = folder / f"{command[0]}.log"
+            path.write_text("\n".join(lines[-KEPT_LINES:]) + "\n")
+            return MachineLog(what, path, SYSTEM_LABELS)
+    for path in KERNEL_LOGS:
+        if _is_long_enough(path):
+            return MachineLog("the kernel log", path, SYSTEM_LABELS)
+    for path in PACKAGE_LOGS:
+        if _is_long_enough(path):
+            return MachineLog("the package manager's log", path, PACKAGE_LABELS)
+    raise SystemExit(
+        f"this machine has no readable log with {LINES_MIN} lines: tried journalctl, dmesg, "
+        + ", ".join(str(path) for path in (*KERNEL_LOGS, *PACKAGE_LOGS))
+    )
+
+
+def _output(command: tuple[str, ...]) -> list[str]:
+    if shutil.which(command[0]) is None:
+        return []
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return []
+    return done.stdout.splitlines() if done.returncode == 0 else []
+
+
+def _is_long_enough(path: Path) -> bool:
+    try:
+        with path.open(errors="replace") as lines:
+            return sum(1 for _ in lines) >= LINES_MIN
+    except OSError:
+        return False

@@ -1,0 +1,333 @@
+"""How does a program use the daemon?
+
+The client of the local API, over its Unix socket or loopback TCP.
+"""
+
+import http.client
+import os
+import socket
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+import msgspec
+
+from covey.peer.views import (
+    TERMINAL_STATES,
+    Event,
+    Finding,
+    InviteRequest,
+    InviteView,
+    ModelView,
+    PeerView,
+    Problem,
+    StatusView,
+    SubmitRequest,
+    TaskView,
+)
+
+from .errors import OF_KIND, ClientError, DaemonNotRunning, TaskFailed
+
+T = TypeVar("T")
+CONNECT_S = 5.0
+# A request may wait this much longer than what it asks the daemon to wait for.
+ANSWER_S = 30.0
+# One long poll; longer waits are several, so that a daemon that ends is noticed.
+POLL_S = 60.0
+
+
+class _Items(msgspec.Struct, frozen=True):
+    items: msgspec.Raw
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    def __init__(self, path: Path) -> None:
+        super().__init__("covey", timeout=CONNECT_S)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(str(self._path))
+
+
+class Client:
+    """One daemon's local API. Use `connect`."""
+
+    def __init__(self, place: Path | tuple[str, int], token: str | None) -> None:
+        self._place = place
+        self._token = token
+        self._connection: http.client.HTTPConnection | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection; the next call opens another."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    # Tasks
+
+    def submit(
+        self,
+        skill: str,
+        input: Mapping[str, Any] | None = None,  # noqa: A002  (the field's name in the API)
+        **options: Any,
+    ) -> TaskView:
+        """Hand in a task and return at once; it is durable when this returns.
+
+        `input` is the skill's own; `options` are further fields of `SubmitRequest`: data, labels,
+        model, peer, zone, deadline_s, priority, once, key.
+
+        Raises:
+            ClientError: it was not taken.
+        """
+        return self._post_task(skill, input, 0.0, options)
+
+    def run(
+        self,
+        skill: str,
+        input: Mapping[str, Any] | None = None,  # noqa: A002  (the field's name in the API)
+        *,
+        wait_s: float = 60.0,
+        **options: Any,
+    ) -> TaskView:
+        """Hand in a task and return it finished, or as it stands after wait_s.
+
+        Raises:
+            ClientError: it was not taken.
+        """
+        first_s = min(wait_s, POLL_S)
+        view = self._post_task(skill, input, first_s, options)
+        if view.state in TERMINAL_STATES or wait_s <= first_s:
+            return view
+        return self.wait(view.id, timeout_s=wait_s - first_s)
+
+    def result(self, task: TaskView) -> Any:
+        """Return a finished task's result.
+
+        Raises:
+            TaskFailed: it ended otherwise, or has not ended.
+        """
+        if task.state != "done" or task.result is None:
+            raise TaskFailed(f"task {task.id} is {task.state}: {task.reason}")
+        return msgspec.json.decode(task.result)
+
+    def task(self, name: str) -> TaskView:
+        """Return a task by id, unique beginning of an id, or `last`."""
+        return self._get(f"/v1/tasks/{name}", TaskView)
+
+    def wait(self, name: str, *, timeout_s: float) -> TaskView:
+        """Return a task once it is finished, or as it stands after timeout_s."""
+        left_s = timeout_s
+        while True:
+            step_s = min(left_s, POLL_S)
+            view = self._get(f"/v1/tasks/{name}?wait={step_s:.3f}", TaskView, wait_s=step_s)
+            left_s -= step_s
+            if view.state in TERMINAL_STATES or left_s <= 0:
+                return view
+
+    def tasks(self, *, state: str | None = None, limit: int = 50) -> list[TaskView]:
+        """Return this device's tasks, newest first."""
+        query = f"?limit={limit}" + (f"&state={state}" if state is not None else "")
+        return self._items(f"/v1/tasks{query}", TaskView)
+
+    def cancel(self, name: str) -> TaskView:
+        """Cancel a task."""
+        return self._call("POST", f"/v1/tasks/{name}/cancel", b"", TaskView)
+
+    # The device
+
+    def status(self) -> StatusView:
+        """Return this device at a glance."""
+        return self._get("/v1/status", StatusView)
+
+    def peers(self) -> list[PeerView]:
+        """Return every peer known, this one first."""
+        return self._items("/v1/peers", PeerView)
+
+    def models(self) -> list[ModelView]:
+        """Return the models of this device."""
+        return self._items("/v1/models", ModelView)
+
+    def rescan_models(self) -> None:
+        """Let the daemon look again at its model folder."""
+        self._call("POST", "/v1/models/rescan", b"", _Items)
+
+    def doctor(self) -> list[Finding]:
+        """Return what the daemon finds right and wrong."""
+        return self._items("/v1/doctor", Finding)
+
+    def invite(self, *, uses: int = 1, expires_s: float = 3600.0) -> InviteView:
+        """Make an invite to the mesh."""
+        body = msgspec.json.encode(InviteRequest(uses=uses, expires_s=expires_s))
+        return self._call("POST", "/v1/invites", body, InviteView)
+
+    def shutdown(self) -> None:
+        """Let the daemon end."""
+        self._call("POST", "/v1/shutdown", b"", msgspec.Raw)
+
+    def events(
+        self, *, after: int | None = None, timeout_s: float | None = None
+    ) -> Iterator[Event]:
+        """Give events as they happen; resumes by itself where a connection broke.
+
+        Ends when the daemon says goodbye. `timeout_s`: raise TimeoutError after so long without any
+        event or sign of life (the daemon gives one every 15 s).
+        """
+        while True:
+            connection = self._connect()
+            connection.timeout = timeout_s
+            headers = self._headers()
+            if after is not None:
+                headers["last-event-id"] = str(after)
+            try:
+                connection.request("GET", "/v1/events", headers=headers)
+                with connection.getresponse() as answer:
+                    for event in _events(answer):
+                        after = event.id
+                        yield event
+                        if event.kind == "bye":
+                            return
+            except TimeoutError:
+                raise
+            except (OSError, http.client.HTTPException):
+                continue
+            finally:
+                connection.close()
+
+    # The inside
+
+    def _post_task(
+        self,
+        skill: str,
+        input_: Mapping[str, Any] | None,
+        wait_s: float,
+        options: dict[str, Any],
+    ) -> TaskView:
+        raw = msgspec.Raw(msgspec.json.encode(input_ if input_ is not None else {}))
+        body = msgspec.json.encode(SubmitRequest(skill=skill, input=raw, **options))
+        keyed = options.get("key") is not None
+        path = f"/v1/tasks?wait={wait_s:.3f}" if wait_s > 0 else "/v1/tasks"
+        return self._call("POST", path, body, TaskView, wait_s=wait_s, repeat=keyed)
+
+    def _get(self, path: str, kind: type[T], *, wait_s: float = 0.0) -> T:
+        return self._call("GET", path, b"", kind, wait_s=wait_s, repeat=True)
+
+    def _items(self, path: str, kind: type[T]) -> list[T]:
+        raw = self._get(path, _Items).items
+        items: list[T] = msgspec.json.decode(raw, type=list[kind])  # type: ignore[valid-type]  # made at run time
+        return items
+
+    def _call(
+        self,
+        method: str,
+        path: str,
+        body: bytes,
+        kind: type[T],
+        *,
+        wait_s: float = 0.0,
+        repeat: bool = False,
+    ) -> T:
+        kept = self._connection is not None
+        try:
+            status, data = self._exchange(method, path, body, wait_s)
+        except (http.client.HTTPException, ConnectionError) as error:
+            self.close()
+            # A kept connection may have been closed under us; what can be repeated, is: once.
+            if not (kept and (repeat or isinstance(error, http.client.RemoteDisconnected))):
+                raise self._unreachable(error) from error
+            try:
+                status, data = self._exchange(method, path, body, wait_s)
+            except (http.client.HTTPException, OSError) as again:
+                self.close()
+                raise self._unreachable(again) from again
+        except OSError as error:
+            self.close()
+            raise self._unreachable(error) from error
+        if status >= 400:
+            raise _as_error(status, data)
+        return msgspec.json.decode(data, type=kind)
+
+    def _exchange(self, method: str, path: str, body: bytes, wait_s: float) -> tuple[int, bytes]:
+        if self._connection is None:
+            self._connection = self._connect()
+            self._connection.connect()
+        connection = self._connection
+        connection.sock.settimeout(wait_s + ANSWER_S)
+        connection.request(method, path, body or None, self._headers())
+        answer = connection.getresponse()
+        data = answer.read()
+        if answer.will_close:
+            self.close()
+        return answer.status, data
+
+    def _connect(self) -> http.client.HTTPConnection:
+        if isinstance(self._place, Path):
+            return _UnixConnection(self._place)
+        return http.client.HTTPConnection(*self._place, timeout=CONNECT_S)
+
+    def _headers(self) -> dict[str, str]:
+        headers = {"content-type": "application/json"}
+        if self._token is not None:
+            headers["authorization"] = f"Bearer {self._token}"
+        return headers
+
+    def _unreachable(self, error: Exception) -> ClientError:
+        if isinstance(error, TimeoutError):
+            return ClientError("the daemon did not answer in time", remedy="see: covey doctor")
+        gone = isinstance(
+            error, (FileNotFoundError, ConnectionRefusedError, http.client.RemoteDisconnected)
+        )
+        what = "no daemon is running" if gone else f"the daemon cannot be reached ({error})"
+        return DaemonNotRunning(f"{what} on {self._place}", remedy="start it with: covey up -d")
+
+
+def connect(
+    *,
+    home: str | Path | None = None,
+    socket_path: str | Path | None = None,
+    address: tuple[str, int] | None = None,
+    token: str | None = None,
+) -> Client:
+    """Return a client; nothing is sent yet.
+
+    Args:
+        home: the peer's home; COVEY_HOME or the default home if nothing is given.
+        socket_path: the API's Unix socket instead.
+        address: host and port of the API's TCP listener instead; needs the token.
+        token: from `run/token` of the peer's home.
+    """
+    if address is not None:
+        return Client(address, token)
+    if socket_path is not None:
+        return Client(Path(socket_path), None)
+    return Client(Path(home if home is not None else default_home()) / "run" / "api.sock", None)
+
+
+def default_home() -> Path:
+    """Return the home that is meant when none is named: COVEY_HOME, else below the user's data folder."""
+    if named := os.environ.get("COVEY_HOME"):
+        return Path(named).expanduser().absolute()
+    data = os.environ.get("XDG_DATA_HOME")
+    return (Path(data) if data else Path.home() / ".local" / "share") / "covey"
+
+
+def _as_error(status: int, data: bytes) -> ClientError:
+    try:
+        problem = msgspec.json.decode(data, type=Problem)
+    except msgspec.MsgspecError:
+        return ClientError(f"the daemon answered with status {status}")
+    kind = problem.type.removeprefix("covey:")
+    return OF_KIND.get(kind, ClientError)(problem.detail, kind=kind, remedy=problem.remedy)
+
+
+def _events(answer: http.client.HTTPResponse) -> Iterator[Event]:
+    for line in answer:
+        if line.startswith(b"data: "):
+            yield msgspec.json.decode(line[6:], type=Event)

@@ -1,0 +1,157 @@
+"""What is wrong with this device, or will be? One line for each check, with a remedy."""
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from covey.identity.certificate import DAY_S, Chain, check_chain
+from covey.identity.envelope import MeshId
+from covey.identity.errors import NotAdmitted
+from covey.identity.keys import PeerId
+
+from .config import DataSource
+from .home import Home
+from .views import Finding
+
+SKEW_MS_MAX = 60_000
+DISK_FREE_BYTES_MIN = 1024**3
+CERTIFICATE_WARN_DAYS = 30
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """What there is to look at."""
+
+    home: Home
+    chain: Chain
+    mesh: MeshId
+    me: PeerId
+    now_ms: int
+    skews_ms: tuple[int, ...]
+    links: int
+    known: int
+    models: list[tuple[str, str]]
+    refused_models: Mapping[str, str]
+    addresses: tuple[str, ...]
+    store_failure: str | None
+    data: Mapping[str, DataSource]
+
+
+def check_up(seen: Checked) -> list[Finding]:
+    """Return every finding, the good ones too. Looks at files: call it in a thread."""
+    return [
+        _certificate(seen),
+        _clock(seen),
+        _root(seen),
+        _links(seen),
+        _addresses(seen),
+        _store(seen),
+        _disk(seen),
+        *_models(seen),
+        *_data(seen),
+    ]
+
+
+def _ok(check: str, what: str) -> Finding:
+    return Finding(check=check, level="ok", what=what)
+
+
+def _warn(check: str, what: str, remedy: str) -> Finding:
+    return Finding(check=check, level="warn", what=what, remedy=remedy)
+
+
+def _fail(check: str, what: str, remedy: str) -> Finding:
+    return Finding(check=check, level="fail", what=what, remedy=remedy)
+
+
+def _certificate(seen: Checked) -> Finding:
+    try:
+        member = check_chain(seen.chain, mesh=seen.mesh, subject=seen.me, now_ms=seen.now_ms)
+    except NotAdmitted as error:
+        return _fail("certificate", str(error), "join again with a new invite")
+    days = (member.not_after_ms - seen.now_ms) / 1000 / DAY_S
+    if days < CERTIFICATE_WARN_DAYS:
+        return _warn("certificate", f"it ends in {days:.0f} days", "join again with a new invite")
+    return _ok("certificate", f"{member.role}, valid for {days:.0f} more days")
+
+
+def _clock(seen: Checked) -> Finding:
+    off = [skew for skew in seen.skews_ms if abs(skew) > SKEW_MS_MAX]
+    if seen.skews_ms and len(off) * 2 > len(seen.skews_ms):
+        seconds = sorted(seen.skews_ms)[len(seen.skews_ms) // 2] / 1000
+        way = "behind" if seconds > 0 else "ahead of"
+        what = f"this device's clock is {abs(seconds):.0f} s {way} its peers'"
+        return _fail("clock", what, "set the clock, or let it be kept by a time service")
+    if not seen.skews_ms:
+        return _ok("clock", "no peer to compare with yet")
+    return _ok("clock", "agrees with its peers'")
+
+
+def _root(seen: Checked) -> Finding:
+    if not seen.home.root_file.exists():
+        return _ok("root key", "not on this device")
+    return _warn(
+        "root key",
+        "the mesh's root key is on this device, sealed with the passphrase that was shown at its founding",
+        f"copy {seen.home.root_file} to a safe place and delete it here; nothing needs it from day to day",
+    )
+
+
+def _links(seen: Checked) -> Finding:
+    if seen.known == 0:
+        return _ok("links", "no other peer is known yet")
+    if seen.links == 0:
+        remedy = "check the network between them, and that their daemons run"
+        return _warn("links", f"none of {seen.known} known peers can be reached", remedy)
+    return _ok("links", f"{seen.links} of {seen.known} known peers are linked")
+
+
+def _addresses(seen: Checked) -> Finding:
+    if not seen.addresses:
+        return _fail("address", "this peer has no address for others", "set [listen] announce")
+    if all("/127.0.0.1/" in address for address in seen.addresses):
+        what = "only peers on this machine can reach this one"
+        return _warn("address", what, "for others, listen on 0.0.0.0: [listen] in config.toml")
+    return _ok("address", ", ".join(seen.addresses))
+
+
+def _store(seen: Checked) -> Finding:
+    if seen.store_failure is not None:
+        return _fail("store", seen.store_failure, "free some space")
+    return _ok("store", "commits")
+
+
+def _disk(seen: Checked) -> Finding:
+    free = shutil.disk_usage(seen.home.path).free
+    if free < DISK_FREE_BYTES_MIN:
+        return _warn("disk", f"{free // 1024**2} MiB are free", "free some space")
+    return _ok("disk", f"{free // 1024**3} GiB are free")
+
+
+def _models(seen: Checked) -> list[Finding]:
+    found = [
+        _fail("model", f"{name}: {why}", "remove it, or fetch it again: covey models pull")
+        for name, why in seen.refused_models.items()
+    ]
+    found += [
+        _warn("model", f"{name} crashed too often and is set aside", "replace its file")
+        for name, state in seen.models
+        if state == "quarantined"
+    ]
+    if not seen.models:
+        found.append(_ok("model", "none; tasks that need one run on other peers"))
+    elif not found:
+        found.append(_ok("model", ", ".join(name for name, _ in seen.models)))
+    return found
+
+
+def _data(seen: Checked) -> list[Finding]:
+    found: list[Finding] = []
+    for name, source in seen.data.items():
+        place = source.file or source.directory
+        if place is not None and not Path(place).exists():
+            found.append(
+                _fail("data", f"{name}: {place} does not exist", "correct [data] in config.toml")
+            )
+    return found or [_ok("data", ", ".join(seen.data) or "no sources")]

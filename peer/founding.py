@@ -1,0 +1,114 @@
+"""How does a peer begin? Its key, its configuration, and, if it founds one, a new mesh."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from covey.identity.certificate import found_mesh
+from covey.identity.envelope import mesh_id_of
+from covey.identity.errors import Conflict, Misuse
+from covey.identity.keys import KEY_BYTES, Keypair, PeerId
+from covey.identity.keystore import (
+    PASSPHRASE_ENTROPY_BYTES,
+    passphrase_of,
+    seal_root,
+    write_key,
+    write_private,
+)
+
+from .clock import Clock, SystemEntropy
+from .config import Api, Config, DataSource, Listen, check_name, write_config
+from .home import Home, MeshFile, free_port
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """What `begin` made."""
+
+    peer: PeerId
+    mesh: str | None
+    """Hex id of the new mesh, if one was founded."""
+    passphrase: str | None
+    """What opens the mesh's root key: shown once, kept nowhere."""
+
+
+def begin(
+    home: Home,
+    *,
+    name: str,
+    found: str | None,
+    labels: Mapping[str, str],
+    data: Mapping[str, str],
+    listen: str,
+    entropy: SystemEntropy,
+    clock: Clock,
+) -> Begun:
+    """Make a peer in `home`.
+
+    Args:
+        home: where; must hold no peer yet.
+        name: what people call it.
+        found: name of a mesh to found, or None.
+        labels: of this peer.
+        data: name to file or directory.
+        listen: `ADDRESS` or `ADDRESS:PORT`.
+        entropy: for the keys.
+        clock: for the certificate.
+
+    Raises:
+        Conflict: there is a peer already.
+        Misuse: a name, a path or an address cannot be.
+    """
+    if home.is_made:
+        raise Conflict(f"{home.path} holds a peer already; choose another COVEY_HOME")
+    check_name(name, "name")
+    if found is not None:
+        check_name(found, "mesh name")
+    for key in labels:
+        check_name(key, "label")
+    address, port = _listen(listen)
+    config = Config(
+        name=name,
+        labels=dict(labels),
+        data={one: _source(one, place) for one, place in data.items()},
+        listen=Listen(address=address, port=port or free_port(address)),
+        api=Api(port=free_port("127.0.0.1")),
+    )
+    home.make()
+    keypair = Keypair(entropy.draw(KEY_BYTES))
+    mesh = passphrase = None
+    if found is not None:
+        mesh, passphrase = _found(home, found, keypair, entropy, clock.now_ms())
+    home.config_file.write_text(write_config(config))
+    # The key last: it makes the home count as made.
+    write_key(home.key_file, keypair)
+    return Begun(keypair.peer_id, mesh, passphrase)
+
+
+def _found(
+    home: Home, name: str, founder: Keypair, entropy: SystemEntropy, now_ms: int
+) -> tuple[str, str]:
+    root = Keypair(entropy.draw(KEY_BYTES))
+    passphrase = passphrase_of(entropy.draw(PASSPHRASE_ENTROPY_BYTES))
+    sealed = seal_root(root, passphrase, salt=entropy.draw(16), nonce=entropy.draw(24))
+    mesh = mesh_id_of(root.public_key)
+    chain = found_mesh(root, founder.peer_id, now_ms=now_ms)
+    write_private(home.root_file, sealed)
+    home.write_mesh(MeshFile(mesh, name, chain, ()))
+    return mesh.hex(), passphrase
+
+
+def _listen(text: str) -> tuple[str, int]:
+    address, colon, port = text.rpartition(":")
+    if not colon or "]" in port:
+        address, port = text, "0"
+    try:
+        return address.strip("[]"), int(port)
+    except ValueError as error:
+        raise Misuse(f"--listen takes ADDRESS or ADDRESS:PORT, not {text!r}") from error
+
+
+def _source(name: str, place: str) -> DataSource:
+    check_name(name, "data source")
+    path = Path(place).expanduser().absolute()
+    return DataSource(directory=str(path)) if path.is_dir() else DataSource(file=str(path))

@@ -1,0 +1,114 @@
+"""How does a device enter a mesh with a token?
+
+One conversation with the inviter, then a file is written.
+"""
+
+from pathlib import Path
+
+import trio
+
+from covey.gossip import joining
+from covey.gossip.admission import Admission
+from covey.gossip.gate import Visit
+from covey.gossip.host import HostSettings, open_host
+from covey.identity.certificate import check_chain
+from covey.identity.envelope import MeshId
+from covey.identity.errors import Conflict, NotAdmitted, NotFound, Unavailable
+from covey.identity.invite import Invite, parse_token
+from covey.identity.keys import Keypair, PeerId, peer_id_of
+
+from .clock import Clock, SystemEntropy
+from .home import Home, MeshFile
+
+JOIN_S = 10.0
+SKEW_MS_MAX = 60_000
+
+
+def join_mesh(path: Path, token: str) -> MeshFile:
+    """Join the mesh that `token` invites to, and return what was stored.
+
+    Raises:
+        NotFound: there is no peer in this home.
+        Conflict: it is in a mesh already, or its daemon runs.
+        Malformed: it is no token.
+        NotAdmitted: the inviter refused, or what it granted does not hold.
+        Unavailable: the inviter cannot be reached.
+    """
+    home = Home(path)
+    if not home.is_made:
+        raise NotFound(f"no peer in {path}; make one first with: covey init --name NAME")
+    invite = parse_token(token)
+    with home.lock():
+        if home.mesh_file.exists():
+            mesh = home.mesh()
+            raise Conflict(f"this peer is in mesh {mesh.name!r} already; use another COVEY_HOME")
+        clock = Clock()
+        joined = trio.run(_join, home.keypair(), invite, clock)
+        check_chain(
+            joined.chain, mesh=joined.id, subject=home.keypair().peer_id, now_ms=clock.now_ms()
+        )
+        home.write_mesh(joined)
+    return joined
+
+
+class _NoListener:
+    def opened(self, visit: Visit) -> None:
+        """A joiner's connection never opens."""
+
+    def closed(self, visit: Visit) -> None:
+        """Nor does it close."""
+
+
+async def _join(keypair: Keypair, invite: Invite, clock: Clock) -> MeshFile:
+    inviter = peer_id_of(invite.inviter)
+    door = Admission(
+        mesh=MeshId(invite.mesh),
+        chain=(),
+        incarnation=0,
+        name="",
+        now_ms=clock.now_ms,
+        is_known=lambda _peer: False,
+        desk=None,
+        keep=_keep_nothing,
+        draw=SystemEntropy().draw,
+    )
+    settings = HostSettings(address="127.0.0.1")
+    async with open_host(keypair, settings, door, _NoListener()) as host:
+        why: Unavailable | None = None
+        for address in invite.addresses:
+            conversation = _Conversation(invite, keypair.peer_id)
+            try:
+                await host.gate.join(inviter, address, conversation.step, timeout_s=JOIN_S)
+            except Unavailable as error:
+                why = error
+                continue
+            grant = conversation.grant
+            assert grant is not None
+            return MeshFile(
+                invite.mesh, grant.mesh_name, grant.chain, ((inviter, invite.addresses),)
+            )
+    raise why or Unavailable("the invite names no address")
+
+
+class _Conversation:
+    """The joiner's side, step by step."""
+
+    def __init__(self, invite: Invite, me: PeerId) -> None:
+        self._invite = invite
+        self._me = me
+        self._steps = 0
+        self.grant: joining.Grant | None = None
+
+    def step(self, heard: bytes | None) -> bytes | None:
+        self._steps += 1
+        if heard is None:
+            return joining.ask(self._invite)
+        if self._steps == 2:
+            return joining.prove(heard, self._invite, self._me)
+        self.grant = joining.granted(heard)
+        return None
+
+
+async def _keep_nothing(_effects: list[joining.DeskEffect]) -> None:
+    """A joiner honours no invites."""
+    raise NotAdmitted("not-admin", "a joiner honours no invites")
