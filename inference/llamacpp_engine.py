@@ -116,14 +116,15 @@ class _Collected:
 
     def _take(self, chunk: Any) -> bool:
         if isinstance(chunk, list):
-            stops = [self._take(one) for one in cast("list[Any]", chunk)]
+            stops = [self._take(one) for one in list[Any](chunk)]
             return any(stops)
         _raise_if_error(chunk)
         stop = False
         told = cast("dict[str, Any]", chunk)
         choices: list[dict[str, Any]] = told.get("choices") or []
         for choice in choices:
-            text: str = choice.get("text") or (choice.get("delta") or {}).get("content") or ""
+            delta: dict[str, Any] = choice.get("delta") or {}
+            text: str = choice.get("text") or delta.get("content") or ""
             if text:
                 self._parts.append(text)
                 stop = self._on_piece(text)
