@@ -116,7 +116,7 @@ class _Collected:
 
     def _take(self, chunk: Any) -> bool:
         if isinstance(chunk, list):
-            stops = [self._take(one) for one in list[Any](chunk)]
+            stops = [self._take(one) for one in chunk]  # pyright: ignore[reportUnknownVariableType]
             return any(stops)
         _raise_if_error(chunk)
         stop = False
