@@ -7,7 +7,7 @@ import logging
 import os
 import secrets
 import signal
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -30,7 +30,7 @@ from covey.gossip.network import LinkDown, LinkUp, Load
 from covey.gossip.origin import Origin, forget
 from covey.gossip.routing import DirectoryFinder
 from covey.identity.certificate import check_chain
-from covey.identity.errors import CoveyError, Misuse, NotAdmitted, Unavailable
+from covey.identity.errors import Misuse, NotAdmitted, Unavailable
 from covey.identity.invite import token_of
 from covey.identity.keys import KEY_BYTES, Keypair, PeerId
 from covey.identity.keystore import write_private
@@ -51,7 +51,7 @@ from .records import TaskRecords
 from .schema import Database
 from .service import Commands, Facts, Service
 from .store import Change, Store, next_incarnation, open_store
-from .views import Finding, InviteRequest, InviteView
+from .views import Finding, InviteRequest, InviteView, StatusView
 
 log = logging.getLogger(__name__)
 
@@ -60,8 +60,8 @@ DIAL_S = 5.0
 _ADVERT_LIMIT = 64 * 1024
 
 
-def run(path: Path) -> None:
-    """Run the peer in `path` until it is told to end.
+def run(path: Path, on_ready: Callable[[StatusView], None]) -> None:
+    """Run the peer in `path` until it is told to end; `on_ready` is told once it answers.
 
     Raises:
         CoveyError: it cannot start; the message says why, and what to do.
@@ -72,13 +72,20 @@ def run(path: Path) -> None:
     keypair = home.keypair()
     with home.lock():
         set_up_logs(config.log.level)
-        trio.run(_run, home, config, mesh, keypair)
+        trio.run(_run, home, config, mesh, keypair, on_ready)
 
 
-async def _run(home: Home, config: Config, mesh: MeshFile, keypair: Keypair) -> None:
+async def _run(
+    home: Home,
+    config: Config,
+    mesh: MeshFile,
+    keypair: Keypair,
+    on_ready: Callable[[StatusView], None],
+) -> None:
     stop = trio.Event()
     async with open_daemon(home, config, mesh, keypair, stop) as daemon:
         log.info("daemon.ready", extra={"peer": keypair.peer_id, "api": daemon.service.facts.api})
+        on_ready(daemon.service.status())
         await stop.wait()
         log.info("daemon.stopping")
 
@@ -506,12 +513,3 @@ def _defaults(config: Config, files: Sequence[ModelFile]) -> dict[Role, str]:
 def _log_failure(error: Unavailable | None) -> None:
     if error is not None:
         log.error("store.commit_failed", extra={"why": str(error)})
-
-
-def explain(error: BaseException) -> str | None:
-    """Return the message of the covey error in `error`, or in the groups that nurseries make of it."""
-    if isinstance(error, CoveyError):
-        return str(error)
-    inner: tuple[BaseException, ...] = getattr(error, "exceptions", ())
-    messages = (explain(one) for one in inner)
-    return next((message for message in messages if message is not None), None)

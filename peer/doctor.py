@@ -7,9 +7,10 @@ from pathlib import Path
 
 from covey.identity.certificate import DAY_S, Chain, check_chain
 from covey.identity.envelope import MeshId
-from covey.identity.errors import NotAdmitted
+from covey.identity.errors import CoveyError, NotAdmitted
 from covey.identity.keys import PeerId
 
+from .clock import Clock
 from .config import DataSource
 from .home import Home
 from .views import Finding
@@ -50,6 +51,26 @@ def check_up(seen: Checked) -> list[Finding]:
         _disk(seen),
         *_models(seen),
         *_data(seen),
+    ]
+
+
+def check_up_asleep(path: Path) -> list[Finding]:
+    """Return what can be found while no daemon runs in the home `path`."""
+    home = Home(path)
+    try:
+        config, mesh, me = home.config(), home.mesh(), home.keypair().peer_id
+    except CoveyError as error:
+        what, _, remedy = str(error).partition("; ")
+        return [_fail("home", what, remedy or "correct it, or restore it from a backup")]
+    try:
+        chain = mesh.chain
+        check_chain(chain, mesh=mesh.id, subject=me, now_ms=Clock().now_ms())
+    except NotAdmitted as error:
+        return [_fail("certificate", str(error), "join again with a new invite")]
+    return [
+        _ok("home", f"{config.name} in mesh {mesh.name}"),
+        *_data_of(config.data),
+        _fail("daemon", "it is not running", "start it with: covey up -d"),
     ]
 
 
@@ -147,11 +168,15 @@ def _models(seen: Checked) -> list[Finding]:
 
 
 def _data(seen: Checked) -> list[Finding]:
+    return _data_of(seen.data)
+
+
+def _data_of(sources: Mapping[str, DataSource]) -> list[Finding]:
     found: list[Finding] = []
-    for name, source in seen.data.items():
+    for name, source in sources.items():
         place = source.file or source.directory
         if place is not None and not Path(place).exists():
             found.append(
                 _fail("data", f"{name}: {place} does not exist", "correct [data] in config.toml")
             )
-    return found or [_ok("data", ", ".join(seen.data) or "no sources")]
+    return found or [_ok("data", ", ".join(sources) or "no sources")]

@@ -199,6 +199,12 @@ class Home:
         return False
 
 
+def model_cache() -> Path:
+    """Return the folder of fetched models that all homes of this user share."""
+    cache = os.environ.get("XDG_CACHE_HOME")
+    return (Path(cache) if cache else Path.home() / ".cache") / "covey" / "models"
+
+
 def free_port(address: str) -> int:
     """Return a TCP port that is free on `address` now.
 

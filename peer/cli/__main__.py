@@ -1,0 +1,5 @@
+"""`python -m covey.peer.cli`."""
+
+from .group import main
+
+main()

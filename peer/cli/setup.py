@@ -1,0 +1,112 @@
+"""How does a device become a peer, and get others into its mesh?"""
+
+import os
+import sys
+from pathlib import Path
+
+import click
+
+from .group import command
+from .shell import Duration, Exit, KeyValue, Shell
+
+
+@command(example="covey init --name line-1 --label line=1 --data shift-log=/var/log/dpkg.log")
+@click.option("--name", required=True, help="What people call this peer; others see it.")
+@click.option("--found", metavar="MESH", help="Found a new mesh of this name.")
+@click.option("--label", "labels", type=KeyValue(), multiple=True, help="Finds this peer.")
+@click.option(
+    "--data", "data", type=KeyValue(), multiple=True, help="Name a file or directory: NAME=PATH."
+)
+@click.option(
+    "--listen",
+    metavar="ADDRESS[:PORT]",
+    default=lambda: os.environ.get("COVEY_LISTEN", "0.0.0.0"),
+    show_default="COVEY_LISTEN or 0.0.0.0",
+    help="Where other peers reach this one; the port is chosen once if not given.",
+)
+def init(
+    shell: Shell,
+    name: str,
+    found: str | None,
+    labels: tuple[tuple[str, str], ...],
+    data: tuple[tuple[str, str], ...],
+    listen: str,
+) -> None:
+    """Make this device a peer.
+
+    Writes its key and configuration and, with --found, a new mesh whose only admin it is.
+    """
+    from covey.peer.clock import Clock, SystemEntropy
+    from covey.peer.founding import begin
+    from covey.peer.home import Home
+
+    home = Home(shell.path)
+    begun = begin(
+        home,
+        name=name,
+        found=found,
+        labels=dict(labels),
+        data=dict(data),
+        listen=listen,
+        entropy=SystemEntropy(),
+        clock=Clock(),
+    )
+    view = {"peer": begun.peer, "name": name, "home": str(home.path), "mesh": begun.mesh}
+    view["passphrase"] = begun.passphrase
+    lines = [f"peer {name}  {begun.peer}", f"home {home.path}"]
+    if begun.mesh is not None:
+        lines.append(f"mesh {found}  {begun.mesh}")
+    shell.show("Peer", view, "\n".join(lines))
+    for one, place in data:
+        if not Path(place).expanduser().exists():
+            shell.say(f"note: data source {one!r}: {place} is not there (yet)")
+    if begun.passphrase is not None:
+        if not shell.json:
+            shell.say(
+                f"\nThe mesh's root key is in {home.root_file}, sealed with this passphrase, which "
+                f"is shown only now:\n\n    {begun.passphrase}\n\n"
+                "Write it down, and copy the file to a safe place: both are needed to replace "
+                "this admin.\n"
+            )
+        shell.say("next: covey up -d")
+    else:
+        shell.say("next: covey join TOKEN   (a token comes from: covey invite, on an admin's peer)")
+
+
+@command(example="covey invite --uses 2 --expires 1h > token")
+@click.option("--uses", type=click.IntRange(1, 1000), default=1, show_default=True)
+@click.option("--expires", type=Duration(), default="1h", show_default=True)
+def invite(shell: Shell, uses: int, expires: float) -> None:
+    """Make a token that lets other devices join.
+
+    The token alone goes to standard output. Who has it can join: send it like a password.
+    """
+    with shell.client() as client:
+        made = client.invite(uses=uses, expires_s=expires)
+    shell.show("Invite", made, made.token)
+    shell.say(f"lets {uses} device(s) join within {expires / 60:.0f} min, while this peer is up")
+    shell.say("on the other device: covey init --name NAME; covey join < token; covey up -d")
+
+
+@command(example="covey join < token")
+@click.argument("token", required=False)
+def join(shell: Shell, token: str | None) -> None:
+    """Join a mesh with TOKEN: the token itself, a file with it, or standard input."""
+    from covey.peer.joining import join_mesh
+
+    mesh = join_mesh(shell.path, _token(token))
+    inviter = mesh.bootstrap[0][0]
+    view = {"mesh": mesh.id.hex(), "name": mesh.name, "inviter": inviter}
+    shell.show("Joined", view, f"joined mesh {mesh.name}  {mesh.id.hex()}")
+    shell.say("next: covey up -d")
+
+
+def _token(given: str | None) -> str:
+    if given is None or given == "-":
+        if sys.stdin.isatty():
+            raise Exit(2, "give a token, a file with one, or a token on standard input")
+        return sys.stdin.read(1 << 16).strip()
+    if not given.startswith("covey") and Path(given).is_file():
+        with Path(given).open() as file:
+            return file.read(1 << 16).strip()
+    return given.strip()
