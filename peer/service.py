@@ -68,6 +68,18 @@ class Facts:
     refused_models: dict[str, str] = field(default_factory=lambda: dict[str, str]())
 
 
+@dataclass(frozen=True, slots=True)
+class Happening:
+    """Something that happened, as it is kept: its view is made only for those who watch."""
+
+    id: int
+    kind: str
+    at_ms: int
+    task: tuple[TaskId, TaskState] | None = None
+    peer: PeerView | None = None
+    text: str = ""
+
+
 @dataclass(slots=True)
 class Commands:
     """What only the daemon can do."""
@@ -105,9 +117,9 @@ class Service:
         self._data = data
         self._now_ms = now_ms
         self._draw = draw
-        self._events: list[Event] = []
+        self._events: list[Happening] = []
         self._event_id = 0
-        self._listeners: set[trio.MemorySendChannel[Event]] = set()
+        self._listeners: set[trio.MemorySendChannel[Happening]] = set()
         self._counts: dict[str, int] = {}
         self._states: dict[TaskId, str] = {}
         for task, state in records.all_tasks():
@@ -147,7 +159,7 @@ class Service:
         found = self._records.task(task_id)
         if found is None:
             raise NotFound(f"this device knows no task {name!r}; see: covey tasks")
-        return self._task_view(*found)
+        return self._task_view(found[0], self._live(*found))
 
     async def wait_task(self, name: str, timeout_s: float) -> TaskView:
         """Return the task once it is finished, or as it stands after timeout_s."""
@@ -167,7 +179,10 @@ class Service:
             if state is None or self._live(task, kept).state == state
         ]
         found.sort(key=lambda item: item[0].submitted_ms, reverse=True)
-        return [self._task_view(*item) for item in found[: max(1, min(limit, LISTED_MAX))]]
+        return [
+            self._task_view(task, self._live(task, kept))
+            for task, kept in found[: max(1, min(limit, LISTED_MAX))]
+        ]
 
     async def cancel(self, name: str) -> TaskView:
         """Cancel a task; final when this returns. A finished one stays as it is."""
@@ -248,12 +263,12 @@ class Service:
     @asynccontextmanager
     async def events(
         self, after_id: int | None
-    ) -> AsyncGenerator[trio.MemoryReceiveChannel[Event]]:
+    ) -> AsyncGenerator[trio.MemoryReceiveChannel[Happening]]:
         """Give events as they happen, first those after `after_id` that are still kept.
 
         A listener that does not keep up loses its place: the channel ends, and it resumes by id.
         """
-        send, receive = trio.open_memory_channel[Event](EVENTS_KEPT * 2)
+        send, receive = trio.open_memory_channel[Happening](EVENTS_KEPT * 2)
         if after_id is not None:
             for event in self._events:
                 if event.id > after_id:
@@ -266,6 +281,21 @@ class Service:
             send.close()
             receive.close()
 
+    def event(self, seen: Happening) -> Event:
+        """Return the view of something that happened."""
+        task = None
+        if seen.task is not None:
+            found = self._records.task(seen.task[0])
+            task = self._task_view(found[0], seen.task[1]) if found is not None else None
+        return Event(
+            id=seen.id,
+            kind=seen.kind,
+            at_ms=seen.at_ms,
+            task=task,
+            peer=seen.peer,
+            text=seen.text,
+        )
+
     def peer_changed(self, peer: PeerId) -> None:
         """A peer came, went or changed: tell who watches."""
         entry = self._directory.get(peer)
@@ -276,14 +306,12 @@ class Service:
         self,
         kind: str,
         *,
-        task: TaskView | None = None,
+        task: tuple[TaskId, TaskState] | None = None,
         peer: PeerView | None = None,
         text: str = "",
     ) -> None:
         self._event_id += 1
-        event = Event(
-            id=self._event_id, kind=kind, at_ms=self._now_ms(), task=task, peer=peer, text=text
-        )
+        event = Happening(self._event_id, kind, self._now_ms(), task, peer, text)
         self._events.append(event)
         if len(self._events) > EVENTS_KEPT:
             del self._events[: EVENTS_KEPT // 4]
@@ -295,17 +323,17 @@ class Service:
                 listener.close()
 
     def _task_changed(self, task_id: TaskId) -> None:
-        live = self._delivery.origin.state(task_id)
-        found = None
-        if live is None or self._listeners:
+        state = self._delivery.origin.state(task_id)
+        ended = state is None
+        if state is None:
             found = self._records.task(task_id)
-        if live is not None:
-            self._count(task_id, live.state)
-        elif found is not None:
-            self._count(task_id, found[1].state)
+            if found is None:
+                return
+            state = found[1]
+        self._count(task_id, state.state)
+        if ended:
             self._states.pop(task_id, None)
-        if self._listeners and found is not None:
-            self._tell("task", task=self._task_view(*found))
+        self._tell("task", task=(task_id, state))
 
     def _count(self, task_id: TaskId, state: str) -> None:
         before = self._states.get(task_id)
@@ -372,9 +400,8 @@ class Service:
     def _live(self, task: Task, kept: TaskState) -> TaskState:
         return self._delivery.origin.state(TaskId(task.id)) or kept
 
-    def _task_view(self, task: Task, kept: TaskState) -> TaskView:
+    def _task_view(self, task: Task, state: TaskState) -> TaskView:
         task_id = TaskId(task.id)
-        state = self._live(task, kept)
         verdict = self._records.verdict(task_id) if state.state == "done" else None
         last = state.attempts[-1] if state.attempts else None
         executor = state.executor or (last.peer if last is not None else "")

@@ -4,7 +4,7 @@ Pure data. JSON field names are the attribute names; fields are only ever added.
 `_ms` are unix milliseconds by this device's clock; durations end in `_s` or `_ms`.
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
@@ -71,7 +71,7 @@ class TaskView(msgspec.Struct, frozen=True, kw_only=True):
     way: str | None = None
     """How that peer was found: `here`, `directory` (later also `dht`, `bid`)."""
     attempts: tuple[AttemptView, ...] = ()
-    result: msgspec.Raw | None = None
+    result: Any = None
     """The skill's JSON answer, when `done`."""
     run_ms: float | None = None
     """How long the skill itself ran on its peer."""

@@ -20,7 +20,9 @@ from types import FrameType
 from typing import Any
 
 from rich.console import Console
+from rich.padding import Padding
 from rich.table import Table
+from rich.text import Text
 
 from covey.peer.client import Client
 from covey.peer.local_mesh import LocalMesh, LocalPeer, wait_until
@@ -57,7 +59,9 @@ class Story:
         self.console.rule(f"[bold]{title}", align="left", style="dim")
 
     def say(self, text: str) -> None:
-        self.console.print(text, highlight=False)
+        """Print a paragraph; further lines of it are indented as its first is."""
+        body = text.lstrip(" ")
+        self.console.print(Padding(Text.from_markup(body), (0, 0, 0, len(text) - len(body))))
 
     @contextmanager
     def timed(self, what: str) -> Generator[None]:
@@ -204,7 +208,7 @@ def work_next_to_the_data(
         story.say(f"    {_result(answer)['text'].strip()}")
     story.say(
         "  [dim]The model is small (135 M parameters): it words and extracts. It decides nothing here: "
-        "labels come from embeddings,\n  counts and trends from code, and severity is never judged.[/]"
+        "labels come from embeddings, counts and trends from code, and severity is never judged.[/]"
     )
 
 
@@ -213,9 +217,9 @@ def _ask(peer: LocalPeer, question: str) -> TaskView:
 
 
 def _result(task: TaskView) -> dict[str, Any]:
-    if task.state != "done" or task.result is None:
+    if task.state != "done":
         raise SystemExit(f"task {task.id} ended as {task.state}: {task.reason}")
-    result: dict[str, Any] = json.loads(bytes(task.result))
+    result: dict[str, Any] = task.result
     return result
 
 
@@ -224,9 +228,10 @@ def _show(story: Story, what: str, task: TaskView) -> None:
     last = task.attempts[-1]
     whole_ms = (task.ended_ms or task.submitted_ms) - task.submitted_ms
     story.say(
-        f"  [bold]{what}[/] ran on [bold]{task.peer_name}[/]: {last.why}\n"
-        f"    {whole_ms / 1000:.2f} s in all, {(task.run_ms or 0) / 1000:.2f} s of it the skill itself"
+        f"  [bold]{what}[/] ran on [bold]{task.peer_name}[/] in {whole_ms / 1000:.2f} s, "
+        f"{(task.run_ms or 0) / 1000:.2f} s of it the skill itself"
     )
+    story.say(f"    [dim]why there: {last.why}[/]")
     story.facts.setdefault("tasks", []).append(
         {
             "id": task.id,

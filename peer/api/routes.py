@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 import trio
 from starlette.applications import Starlette
+from starlette.background import BackgroundTask
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
@@ -96,8 +97,12 @@ class _Routes:
         return _json(await self._service.invite(await _body(request, _invite)), status=201)
 
     async def shutdown(self, _request: Request) -> Response:
-        self._service.request_shutdown()
-        return _json({"ok": True})
+        # After the answer: the daemon's end cuts this very connection.
+        async def end() -> None:
+            self._service.request_shutdown()
+
+        after = BackgroundTask(end)
+        return Response(_encode({"ok": True}), media_type="application/json", background=after)
 
     async def events(self, request: Request) -> Response:
         last = request.headers.get("last-event-id") or request.query_params.get("after")
@@ -211,15 +216,16 @@ async def _event_lines(service: Service, after: int | None) -> AsyncGenerator[by
     async with service.events(after) as channel:
         yield b": covey\n\n"
         while True:
-            event = None
+            seen = None
             with trio.move_on_after(PING_S) as scope:
                 try:
-                    event = await channel.receive()
+                    seen = await channel.receive()
                 except trio.EndOfChannel:
                     return
-            if scope.cancelled_caught or event is None:
+            if scope.cancelled_caught or seen is None:
                 yield b": ping\n\n"
                 continue
+            event = service.event(seen)
             yield b"id: %d\nevent: %b\ndata: %b\n\n" % (
                 event.id,
                 event.kind.encode(),

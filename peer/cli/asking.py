@@ -157,8 +157,7 @@ def _finished(shell: Shell, client: Client, task: TaskView, left_s: float) -> Ta
     said = ""
     try:
         while task.state not in TERMINAL_STATES and left_s > 0:
-            doing = f"{task.state} on {task.peer_name}" if task.peer_name else task.state
-            now = f"{doing}: {task.reason}" if task.reason else doing
+            now = task.reason or task.state
             if now != said:
                 shell.say(now)
                 said = now
@@ -190,8 +189,7 @@ def _not_done(task: TaskView) -> Exit:
 
 
 def _result(task: TaskView) -> dict[str, Any]:
-    assert task.result is not None
-    result: dict[str, Any] = msgspec.json.decode(task.result)
+    result: dict[str, Any] = task.result
     return result
 
 

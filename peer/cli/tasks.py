@@ -145,9 +145,7 @@ def _change(shell: Shell, task: TaskView) -> None:
     if shell.json:
         print_json("Task", task)
         return
-    where = f" on {task.peer_name}" if task.peer_name else ""
-    reason = f": {task.reason}" if task.reason else ""
-    click.echo(f"{task.id[:12]}  {task.skill}  {task.state}{where}{reason}")
+    click.echo(f"{task.id[:12]}  {task.skill}  {task.state}: {task.reason}")
 
 
 @command(name="cancel", example="covey tasks cancel last")

@@ -114,9 +114,9 @@ class Client:
         Raises:
             TaskFailed: it ended otherwise, or has not ended.
         """
-        if task.state != "done" or task.result is None:
+        if task.state != "done":
             raise TaskFailed(f"task {task.id} is {task.state}: {task.reason}")
-        return msgspec.json.decode(task.result)
+        return task.result
 
     def task(self, name: str) -> TaskView:
         """Return a task by id, unique beginning of an id, or `last`."""
