@@ -1,0 +1,148 @@
+"""SIGKILL by seed on a standing mesh: each acknowledged task ends in exactly one outcome.
+
+COVEY_CHAOS_ROUNDS (10) and COVEY_CHAOS_SEED (1) choose how long and which.
+"""
+
+import os
+import random
+import shutil
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from end_to_end.conftest import wait_for_peers
+
+from covey.peer.client import Client, ClientError, NotFoundHere, connect
+from covey.peer.local_mesh import LocalMesh, LocalPeer, wait_until
+from covey.peer.views import TERMINAL_STATES, TaskView
+
+pytestmark = [pytest.mark.end_to_end, pytest.mark.model]
+ROUNDS = int(os.environ.get("COVEY_CHAOS_ROUNDS", "10"))
+SEED = int(os.environ.get("COVEY_CHAOS_SEED", "1"))
+TASKS = 6
+SETTLED_S = 90.0
+
+
+def work(draw: random.Random, number: int) -> tuple[str, dict[str, object]]:
+    """One piece of work: long enough to be cut off in the middle, or short."""
+    if draw.random() < 0.5:
+        tokens = draw.randrange(16, 100)
+        return "chat", {"prompt": f"Count from {number}.", "max_tokens": tokens}
+    return "classify", {"labels": ["warm", "cold"], "items": [f"pump {number} is hot"]}
+
+
+def hand_in(
+    origin: LocalPeer, draw: random.Random, round_: int, acknowledged: dict[str, str]
+) -> None:
+    """Hand in work until the origin is gone; what it acknowledged, it must do."""
+    with connect(home=origin.home) as client:
+        for number in range(TASKS):
+            skill, asked = work(draw, number)
+            key = f"{SEED}-{round_}-{number}"
+            try:
+                task = client.submit(skill, asked, key=key, labels={"role": "worker"})
+            except ClientError:
+                return
+            acknowledged[task.id] = key
+
+
+def a_task_is_running(client: Client, names: set[str]) -> bool:
+    try:
+        return any(task.id in names and task.state == "running" for task in client.tasks(limit=50))
+    except ClientError:
+        return True
+
+
+def finished(client: Client, name: str) -> TaskView | None:
+    try:
+        task = client.task(name)
+    except NotFoundHere:
+        pytest.fail(f"task {name} was acknowledged, and is lost")
+    except ClientError:
+        return None
+    return task if task.state in TERMINAL_STATES else None
+
+
+@pytest.fixture
+def mesh() -> Iterator[LocalMesh]:
+    """`bootstrap` and `worker` have models and do the work; `origin` hands it in."""
+    root = Path(tempfile.mkdtemp(prefix="cv"))
+    with LocalMesh(root) as mesh:
+        bootstrap = mesh.found("bootstrap", "--label", "role=worker")
+        bootstrap.start()
+        worker = mesh.join("worker", "--label", "role=worker", inviter=bootstrap)
+        origin = mesh.join("origin", inviter=bootstrap)
+        for peer in (bootstrap, worker):
+            peer.covey("models", "pull", timeout_s=300)
+        worker.start()
+        origin.start()
+        for peer in mesh.peers.values():
+            wait_for_peers(peer, 2)
+        yield mesh
+    shutil.rmtree(root, ignore_errors=True)
+
+
+def test_a_killed_peer_costs_no_acknowledged_task(
+    mesh: LocalMesh, capsys: pytest.CaptureFixture[str]
+) -> None:
+    draw = random.Random(SEED)
+    peers = mesh.peers
+    origin = peers["origin"]
+    deck: list[str] = []
+    ended: dict[str, TaskView] = {}
+    lost_attempts = 0
+    for round_ in range(ROUNDS):
+        if not deck:
+            deck = sorted(peers)
+            draw.shuffle(deck)
+        victim = peers[deck.pop()]
+        acknowledged: dict[str, str] = {}
+        # The moment of the kill: as work is handed in, once something runs, or a little later.
+        moment = draw.choice(["at once", "running", "later"])
+        handing_in = threading.Thread(target=hand_in, args=(origin, draw, round_, acknowledged))
+        handing_in.start()
+        if moment == "at once":
+            wait_until(lambda known=acknowledged: len(known) >= 2, "two are acknowledged")
+        else:
+            handing_in.join(30)
+            names = set(acknowledged)
+            wait_until(
+                lambda names=names: a_task_is_running(origin.client, names),
+                "one runs",
+                timeout_s=30,
+            )
+        victim.kill()
+        handing_in.join(30)
+        assert not handing_in.is_alive()
+        victim.start()
+        assert acknowledged, "nothing was acknowledged: the round showed nothing"
+        for name in acknowledged:
+            ended[name] = wait_until(
+                lambda name=name: finished(origin.client, name),
+                f"task {name} of round {round_} is finished ({victim.name} was killed)",
+                timeout_s=SETTLED_S,
+            )
+            assert ended[name].state == "done", (
+                f"round {round_}, {victim.name} killed: {ended[name]}"
+            )
+            lost_attempts += sum(one.state == "lost" for one in ended[name].attempts)
+        for peer in peers.values():
+            wait_for_peers(peer, len(peers) - 1)
+        tell(
+            capsys, f"round {round_}: {victim.name} killed {moment}: {len(acknowledged)} tasks done"
+        )
+    for name, before in ended.items():
+        now = origin.client.task(name)
+        assert (now.state, now.peer, now.result) == (before.state, before.peer, before.result)
+        assert sum(one.state == "done" for one in now.attempts) == 1
+    tell(capsys, f"{len(ended)} acknowledged tasks, each done once; {lost_attempts} lost attempts")
+    assert lost_attempts > 0, "no kill hit any work: nothing was shown"
+
+
+def tell(capsys: pytest.CaptureFixture[str], text: str) -> None:
+    """Say how it goes, past pytest's capture: a long run should not be silent."""
+    with capsys.disabled():
+        sys.stdout.write(f"{text}\n")
