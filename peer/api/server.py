@@ -17,6 +17,7 @@ from hypercorn.events import Closed, RawData
 from hypercorn.trio import serve  # pyright: ignore[reportUnknownVariableType]
 from hypercorn.trio import tcp_server as hypercorn_tcp
 
+from covey.identity.errors import Unavailable
 from covey.peer.service import Service
 
 from .routes import make_app, problem
@@ -71,10 +72,24 @@ async def serve_api(
                     mode="asgi",
                 )
 
-            bound = await nursery.start(run)
+            try:
+                bound = await nursery.start(run)
+            except* OSError as group:
+                where = f"port {tcp[1]}" if tcp is not None else str(socket)
+                raise Unavailable(
+                    f"the local API cannot listen on {where}: {_first(group)}; choose another port "
+                    "in [api] of config.toml, or end what uses it"
+                ) from group
             task_status.started(tuple(str(one) for one in bound))
     finally:
         _unlink(socket)
+
+
+def _first(group: BaseExceptionGroup[OSError]) -> str:
+    one: BaseException = group
+    while isinstance(one, BaseExceptionGroup):
+        one = one.exceptions[0]  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+    return getattr(one, "strerror", None) or str(one)
 
 
 def _unlink(socket: Path) -> None:

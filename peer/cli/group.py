@@ -151,13 +151,13 @@ def exit_code(error: CoveyError | ModelError) -> int:
     if own is not None:
         return own
     codes: tuple[tuple[type[Exception], int], ...] = (
-        (Misuse, 2),
-        (Malformed, 2),
-        (BadModel, 2),
         (NotFound, 4),
         (NotAdmitted, 5),
         (Conflict, 6),
         (Unavailable, 8),
+        (Misuse, 2),
+        (Malformed, 2),
+        (BadModel, 2),
     )
     return next((code for kind, code in codes if isinstance(error, kind)), 1)
 
