@@ -35,8 +35,9 @@ from .messages import (
     encode_message,
 )
 from .network import LinkDown, LinkUp, Network
-from .origin import CancelRecord, Origin, TaskState, Verdict
+from .origin import Origin
 from .task import INPUT_BYTES_MAX, Task, TaskId
+from .task_state import TERMINAL, CancelRecord, TaskState, Verdict
 
 log = logging.getLogger(__name__)
 
@@ -132,7 +133,7 @@ class Delivery:
         self._looping = False
         self._scopes: dict[tuple[PeerId, TaskId], trio.CancelScope] = {}
         self._waiters: dict[TaskId, list[trio.Event]] = {}
-        self._watchers: list[Callable[[TaskId], None]] = []
+        self._watchers: list[Callable[[TaskId, TaskState], None]] = []
         self._nursery: trio.Nursery | None = None
         self._poked = trio.Event()
         self._sleeping_until = -math.inf
@@ -173,7 +174,7 @@ class Delivery:
     async def wait_finished(self, task_id: TaskId, timeout_s: float) -> bool:
         """Wait until a task is finished and that is durable; False if it is not within timeout_s."""
         found = self._records.task(task_id)
-        if self.origin.state(task_id) is None and not self._pending and found is not None:
+        if found is not None and found[1].state in TERMINAL:
             return True
         event = trio.Event()
         self._waiters.setdefault(task_id, []).append(event)
@@ -188,7 +189,7 @@ class Delivery:
                 self._waiters.pop(task_id, None)
         return not scope.cancelled_caught
 
-    def on_changed(self, watcher: Callable[[TaskId], None]) -> None:
+    def on_changed(self, watcher: Callable[[TaskId, TaskState], None]) -> None:
         """Call `watcher` after each durable change of a task's state. It must not wait."""
         self._watchers.append(watcher)
 
@@ -346,8 +347,8 @@ class Delivery:
                 case Halt(origin, task_id):
                     if (scope := self._scopes.get((origin, task_id))) is not None:
                         scope.cancel()
-                case Changed(task_id):
-                    self._tell(task_id)
+                case Changed(task_id, state):
+                    self._tell(task_id, state)
                 case _Caller():
                     action.done.set()
         self._loop()
@@ -374,12 +375,12 @@ class Delivery:
         finally:
             self._looping = False
 
-    def _tell(self, task_id: TaskId) -> None:
-        if self.origin.state(task_id) is None:
+    def _tell(self, task_id: TaskId, state: TaskState) -> None:
+        if state.state in TERMINAL:
             for event in self._waiters.pop(task_id, ()):
                 event.set()
         for watcher in self._watchers:
-            watcher(task_id)
+            watcher(task_id, state)
 
     def _start(self, work: Callable[[], object]) -> None:
         if self._nursery is not None:

@@ -16,6 +16,7 @@ from covey.identity.keys import PeerId
 
 from .messages import Message
 from .task import Need, TaskId
+from .task_state import TaskState
 
 
 class Table(StrEnum):
@@ -103,6 +104,7 @@ class Changed:
     """The origin's view of a task changed: tell who watches."""
 
     task_id: TaskId
+    state: TaskState
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,6 @@ import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import count
-from typing import Literal
 
 import msgspec
 
@@ -41,21 +40,7 @@ from .task import (
     digest_of,
     task_digest,
 )
-
-State = Literal["queued", "offered", "running", "done", "failed", "expired", "cancelled"]
-
-MOVES: dict[State, frozenset[State]] = {
-    "queued": frozenset({"offered", "done", "failed", "expired", "cancelled"}),
-    "offered": frozenset(
-        {"queued", "offered", "running", "done", "failed", "expired", "cancelled"}
-    ),
-    "running": frozenset({"queued", "offered", "done", "failed", "expired", "cancelled"}),
-    "done": frozenset(),
-    "failed": frozenset(),
-    "expired": frozenset(),
-    "cancelled": frozenset(),
-}
-TERMINAL: frozenset[State] = frozenset(state for state, after in MOVES.items() if not after)
+from .task_state import MOVES, TERMINAL, Attempt, CancelRecord, State, TaskState, Verdict
 
 # An offer that is not answered within this is tried elsewhere; an answer takes a round trip and no
 # commit.
@@ -70,46 +55,6 @@ ATTEMPTS_MAX = 50
 RETENTION_MS = 7 * 86_400_000
 # Waiting tasks looked at in one step when something changed, so that a step stays short.
 WAKE_BATCH = 64
-
-
-class Attempt(msgspec.Struct, frozen=True, array_like=True):
-    """One try on one peer."""
-
-    number: int
-    peer: str
-    way: str
-    why: str
-    state: str
-    reason: str
-    offered_ms: int
-    ended_ms: int = 0
-
-
-class TaskState(msgspec.Struct, frozen=True, array_like=True):
-    """Where a task stands. Replaced as a whole at each change."""
-
-    state: State
-    reason: str
-    attempts: tuple[Attempt, ...] = ()
-    ended_ms: int = 0
-    run_us: int = 0
-    model: str = ""
-    executor: str = ""
-
-
-class CancelRecord(msgspec.Struct, frozen=True, array_like=True):
-    """A peer that must still hear that a task is not wanted any more."""
-
-    peer: str
-    task_id: bytes
-    until_ms: int
-
-
-class Verdict(msgspec.Struct, frozen=True, array_like=True):
-    """The one outcome that counts, sealed as it came, and the result that it names."""
-
-    outcome: bytes
-    result: bytes
 
 
 @dataclass(slots=True)
@@ -252,7 +197,7 @@ class Origin:
                 return self._accepted(live, now)
             case Progress():
                 live.progress = message.text[:500]
-                return [*self._accepted(live, now), Changed(TaskId(message.task_id))]
+                return [*self._accepted(live, now), Changed(TaskId(message.task_id), live.state)]
             case Declined():
                 return self._declined(live, message, now, now_ms)
 
@@ -354,7 +299,10 @@ class Origin:
                 self._arm(live, max(retry_at, now + 0.05))
                 if not changed and not always_save:
                     return []
-                return [Save(Table.STATE, task.id, live.state), Changed(TaskId(task.id))]
+                return [
+                    Save(Table.STATE, task.id, live.state),
+                    Changed(TaskId(task.id), live.state),
+                ]
             case Candidate(peer, way, why):
                 number = len(live.state.attempts) + 1
                 attempt = Attempt(number, peer, way, why, "offered", "", now_ms)
@@ -364,7 +312,7 @@ class Origin:
                 return [
                     Save(Table.STATE, task.id, live.state),
                     Send(peer, self._offer(live, now)),
-                    Changed(TaskId(task.id)),
+                    Changed(TaskId(task.id), live.state),
                 ]
 
     def _offer(self, live: _Live, now: float) -> Offer:
@@ -415,7 +363,7 @@ class Origin:
         self._arm(live, now + LEASE_S)
         task_id = TaskId(live.task.id)
         # Losing this record costs one question to the executor: no commit of its own.
-        return [Save(Table.STATE, task_id, live.state, lazy=True), Changed(task_id)]
+        return [Save(Table.STATE, task_id, live.state, lazy=True), Changed(task_id, live.state)]
 
     def _declined(self, live: _Live, message: Declined, now: float, now_ms: int) -> list[Effect]:
         reason = message.reason[:500]
@@ -423,7 +371,10 @@ class Origin:
             # Only that executor can know; the deadline ends the wait.
             self._move(live, live.state.state, f"unknown at {live.last.peer}: {reason}")
             self._arm(live, live.ends_at)
-            return [Save(Table.STATE, live.task.id, live.state), Changed(TaskId(live.task.id))]
+            return [
+                Save(Table.STATE, live.task.id, live.state),
+                Changed(TaskId(live.task.id), live.state),
+            ]
         never_again = live.ends_at
         until = now + message.retry_ms / 1000 if message.retry_ms > 0 else never_again
         live.avoid[PeerId(live.last.peer)] = until
@@ -435,7 +386,10 @@ class Origin:
             # not.
             self._move(live, live.state.state, f"unknown at {live.last.peer}: {why}")
             self._arm(live, live.ends_at)
-            return [Save(Table.STATE, live.task.id, live.state), Changed(TaskId(live.task.id))]
+            return [
+                Save(Table.STATE, live.task.id, live.state),
+                Changed(TaskId(live.task.id), live.state),
+            ]
         live.avoid[PeerId(live.last.peer)] = now + AVOID_S
         return self._replace_attempt(live, "lost", why, now, now_ms)
 
@@ -490,7 +444,7 @@ class Origin:
                 for peer in sorted(to_cancel)
             ),
             *(Send(peer, Cancel(task_id)) for peer in sorted(to_cancel)),
-            Changed(task_id),
+            Changed(task_id, live.state),
         ]
 
     # Outcomes

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 
 from covey.gossip.driver import Kept, Row, Then
 from covey.gossip.executions import RunRecord
-from covey.gossip.origin import TERMINAL, CancelRecord, TaskState, Verdict
 from covey.gossip.task import INPUT_BYTES_MAX, RESULT_BYTES_MAX, Task, TaskId
+from covey.gossip.task_state import TERMINAL, CancelRecord, TaskState, Verdict
 from covey.identity.wire import KIB, decode
 
 from .schema import Database

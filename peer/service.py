@@ -10,7 +10,6 @@ import trio
 from covey.gossip.directory import Directory, Entry
 from covey.gossip.driver import Delivery
 from covey.gossip.links import Links
-from covey.gossip.origin import TERMINAL, TaskState
 from covey.gossip.task import (
     DEADLINE_S_DEFAULT,
     DEADLINE_S_MAX,
@@ -23,6 +22,7 @@ from covey.gossip.task import (
     nonce_of_key,
     task_id_of,
 )
+from covey.gossip.task_state import TERMINAL, TaskState
 from covey.identity.errors import Misuse, NotFound
 from covey.identity.keys import PeerId
 from covey.inference.pool import Pool
@@ -322,16 +322,9 @@ class Service:
                 self._listeners.discard(listener)
                 listener.close()
 
-    def _task_changed(self, task_id: TaskId) -> None:
-        state = self._delivery.origin.state(task_id)
-        ended = state is None
-        if state is None:
-            found = self._records.task(task_id)
-            if found is None:
-                return
-            state = found[1]
+    def _task_changed(self, task_id: TaskId, state: TaskState) -> None:
         self._count(task_id, state.state)
-        if ended:
+        if state.state in TERMINAL:
             self._states.pop(task_id, None)
         self._tell("task", task=(task_id, state))
 

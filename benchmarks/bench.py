@@ -1,0 +1,46 @@
+"""Measured speed, each figure beside its baseline from the same run: `make bench`.
+
+Everything runs on this machine over loopback, on real peers as processes of their own.
+"""
+
+import argparse
+import json
+import os
+import platform
+import sys
+from pathlib import Path
+
+from echo import bench_echo
+from idle import bench_idle
+from measure import Report
+from thinking import bench_thinking
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
+    parser.add_argument("--json", metavar="FILE", type=Path, help="also write the figures")
+    parser.add_argument("--only", choices=["echo", "thinking", "idle"], help="one part")
+    parser.add_argument("--quick", action="store_true", help="fewer repetitions")
+    options = parser.parse_args()
+    report = Report()
+    print(
+        f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, "
+        f"Python {platform.python_version()}; baselines in the same run, interleaved"
+    )
+    quick = options.quick
+    if options.only in (None, "echo"):
+        bench_echo(report, count=80 if quick else 400, seconds=3 if quick else 10)
+    if options.only in (None, "thinking"):
+        bench_thinking(report, rounds=2 if quick else 6)
+    if options.only in (None, "idle"):
+        bench_idle(report, seconds=5 if quick else 20)
+    judged = [row for row in report.rows if row.met is not None]
+    met = sum(row.met is True for row in judged)
+    print(f"\n{met} of {len(judged)} aims met")
+    if options.json:
+        options.json.write_text(json.dumps(report.facts, indent=2) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
