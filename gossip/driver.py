@@ -173,9 +173,10 @@ class Delivery:
 
     async def wait_finished(self, task_id: TaskId, timeout_s: float) -> bool:
         """Wait until a task is finished and that is durable; False if it is not within timeout_s."""
-        found = self._records.task(task_id)
-        if found is not None and found[1].state in TERMINAL:
-            return True
+        if self.origin.state(task_id) is None:
+            found = self._records.task(task_id)
+            if found is not None and found[1].state in TERMINAL:
+                return True
         event = trio.Event()
         self._waiters.setdefault(task_id, []).append(event)
         try:

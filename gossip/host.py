@@ -54,6 +54,7 @@ class Stream:
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
+        libp2p_fixes.batch_window_updates(stream.muxed_stream)
 
     async def read(self, size_max: int) -> bytes:
         """Return what has arrived, at most `size_max` bytes; empty at the end.

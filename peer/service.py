@@ -123,13 +123,14 @@ class Service:
         self._counts: dict[str, int] = {}
         self._states: dict[TaskId, str] = {}
         for task, state in records.all_tasks():
-            self._count(TaskId(task.id), state.state)
+            self._task_counted(TaskId(task.id), state)
         delivery.on_changed(self._task_changed)
 
     # Tasks
 
-    async def submit(self, request: SubmitRequest) -> TaskView:
-        """Take a task; it is durable when this returns.
+    async def submit(self, request: SubmitRequest, wait_s: float = 0.0) -> TaskView:
+        """Take a task, and return it as it stands when finished, or after wait_s. From then on it is
+        durable, whatever becomes of the caller.
 
         Raises:
             Misuse: the request cannot be done by anyone.
@@ -137,17 +138,15 @@ class Service:
         """
         task = self._task(request)
         task_id = TaskId(task.id)
-        known = self._records.task(task_id)
+        # Without a key, its id was drawn just now.
+        known = self._records.task(task_id) if request.key is not None else None
         if known is None:
             await self._delivery.submit(task)
         elif known[0].need != task.need or known[0].input != task.input:
             raise Misuse(f"key {request.key!r} was used for another task on this device already")
+        if wait_s > 0:
+            await self._delivery.wait_finished(task_id, min(wait_s, WAIT_S_MAX))
         return self.task(task.id.hex())
-
-    async def run_task(self, request: SubmitRequest, timeout_s: float) -> TaskView:
-        """Submit, and return the task as it stands when finished, or after timeout_s."""
-        view = await self.submit(request)
-        return await self.wait_task(view.id, timeout_s)
 
     def task(self, name: str) -> TaskView:
         """Return a task by id, by a beginning of it that is unique, or `last`.
@@ -323,17 +322,16 @@ class Service:
                 listener.close()
 
     def _task_changed(self, task_id: TaskId, state: TaskState) -> None:
-        self._count(task_id, state.state)
-        if state.state in TERMINAL:
-            self._states.pop(task_id, None)
+        self._task_counted(task_id, state)
         self._tell("task", task=(task_id, state))
 
-    def _count(self, task_id: TaskId, state: str) -> None:
-        before = self._states.get(task_id)
+    def _task_counted(self, task_id: TaskId, state: TaskState) -> None:
+        before = self._states.pop(task_id, None)
         if before is not None:
             self._counts[before] -= 1
-        self._counts[state] = self._counts.get(state, 0) + 1
-        self._states[task_id] = state
+        self._counts[state.state] = self._counts.get(state.state, 0) + 1
+        if state.state not in TERMINAL:
+            self._states[task_id] = state.state
 
     # Views
 

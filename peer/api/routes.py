@@ -64,9 +64,7 @@ class _Routes:
         if key is not None:
             asked = msgspec.structs.replace(asked, key=key)
         wait_s = _number(request, "wait", 0.0)
-        view = await self._service.submit(asked)
-        if wait_s > 0:
-            view = await self._service.wait_task(view.id, wait_s)
+        view = await self._service.submit(asked, wait_s)
         return _json(view, status=200 if view.state in ("done", "failed") else 202)
 
     async def task(self, request: Request) -> Response:
