@@ -9,11 +9,11 @@ from typing import Any
 
 import msgspec
 import trio
-from starlette.applications import Starlette
 from starlette.background import BackgroundTask
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
-from starlette.routing import Route
+from starlette.routing import Route, Router
+from starlette.types import Receive, Scope, Send
 
 from covey.identity.errors import (
     Conflict,
@@ -112,7 +112,7 @@ class _Routes:
         )
 
 
-def make_app(service: Service) -> Starlette:
+def make_app(service: Service) -> Router:
     """Return the ASGI application of one daemon."""
     routes = _Routes(service)
     table: tuple[tuple[str, list[str], Handler], ...] = (
@@ -129,8 +129,10 @@ def make_app(service: Service) -> Starlette:
         ("/v1/shutdown", ["POST"], routes.shutdown),
         ("/v1/events", ["GET"], routes.events),
     )
-    return Starlette(
-        routes=[Route(path, _explained(handler), methods=ways) for path, ways, handler in table]
+    return Router(
+        routes=[Route(path, _Endpoint(handler), methods=ways) for path, ways, handler in table],
+        default=_Endpoint(_nowhere),
+        redirect_slashes=False,
     )
 
 
@@ -149,10 +151,19 @@ def problem(status: int, kind: str, detail: str, *, close: bool = False) -> Resp
     return Response(_encode(body), status, headers, "application/problem+json")
 
 
-def _explained(handler: Handler) -> Handler:
-    async def handle(request: Request) -> Response:
+class _Endpoint:
+    """A handler as an ASGI application: its answer, or its error as a problem."""
+
+    def __init__(self, handler: Handler) -> None:
+        self._handler = handler
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        answer = await self._answer(Request(scope, receive))
+        await answer(scope, receive, send)
+
+    async def _answer(self, request: Request) -> Response:
         try:
-            return await handler(request)
+            return await self._handler(request)
         except _TooLarge:
             return problem(
                 413, "too-large", f"the body has more than {BODY_BYTES_MAX} bytes", close=True
@@ -167,7 +178,9 @@ def _explained(handler: Handler) -> Handler:
                     return problem(status, name, str(error))
             return problem(500, "failed", str(error))
 
-    return handle
+
+async def _nowhere(request: Request) -> Response:
+    return problem(404, "not-found", f"there is no {request.url.path}; see docs/OPERATING.md")
 
 
 class _TooLarge(Exception):
