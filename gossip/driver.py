@@ -27,8 +27,11 @@ from .messages import (
     CHANNEL,
     INPUT_CHANNEL,
     PAYLOAD,
+    Accepted,
     Acknowledged,
     Cancel,
+    Declined,
+    Delivered,
     Message,
     Offer,
     decode_message,
@@ -44,6 +47,8 @@ log = logging.getLogger(__name__)
 FETCH_S = 30.0
 # Lazy records go with the next commit, or alone after this; losing them costs only a repetition.
 LAZY_S = 1.0
+# An acceptance waits this long; an origin doubts an offer only after 5 s.
+ACCEPT_S = 0.01
 LAZY_ROWS_MAX = 512
 
 Row = tuple[Table, bytes, bytes | None]
@@ -131,6 +136,8 @@ class Delivery:
         self._pending: deque[list[_Action]] = deque()
         self._loopback: deque[tuple[PeerId, Message]] = deque()
         self._looping = False
+        self._acceptances: dict[tuple[PeerId, TaskId], Accepted] = {}
+        self._accepting = trio.Event()
         self._scopes: dict[tuple[PeerId, TaskId], trio.CancelScope] = {}
         self._waiters: dict[TaskId, list[trio.Event]] = {}
         self._watchers: list[Callable[[TaskId, TaskState], None]] = []
@@ -148,6 +155,7 @@ class Delivery:
         """Take up what was unfinished, then drive the cores until cancelled."""
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
+            nursery.start_soon(self._accept)
             self._restore()
             task_status.started()
             while True:
@@ -332,6 +340,7 @@ class Delivery:
         self._scopes.clear()
         self._lazy.clear()
         self._loopback.clear()
+        self._acceptances.clear()
         self.origin, self.executions = self._make()
         self._failed = None
         self._restore()
@@ -358,6 +367,25 @@ class Delivery:
         if to == self._network.me:
             self._loopback.append((to, message))
             return
+        if isinstance(message, Accepted):
+            self._acceptances[to, TaskId(message.task_id)] = message
+            self._accepting.set()
+            return
+        if isinstance(message, Delivered | Declined):
+            self._acceptances.pop((to, TaskId(message.task_id)), None)
+        self._send_now(to, message)
+
+    async def _accept(self) -> None:
+        """Send acceptances a moment late: one whose outcome follows at once need not be sent."""
+        while True:
+            await self._accepting.wait()
+            await trio.sleep(ACCEPT_S)
+            self._accepting = trio.Event()
+            acceptances, self._acceptances = self._acceptances, {}
+            for (to, _), message in acceptances.items():
+                self._send_now(to, message)
+
+    def _send_now(self, to: PeerId, message: Message) -> None:
         body = encode_message(message)
         sent = self._network.send(to, CHANNEL, body, payload=isinstance(message, PAYLOAD))
         if not sent and isinstance(message, Offer):

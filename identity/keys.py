@@ -79,6 +79,7 @@ def public_key_of(peer_id: PeerId) -> bytes:
     return key
 
 
+@lru_cache(maxsize=4096)
 def is_sound_key(public_key: bytes) -> bool:
     """Tell whether the key is a point of the main subgroup: not of small order, not off the curve."""
     return len(public_key) == KEY_BYTES and bool(crypto_core_ed25519_is_valid_point(public_key))
