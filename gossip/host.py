@@ -16,6 +16,7 @@ from libp2p import new_host
 from libp2p.crypto.ed25519 import create_new_key_pair
 from libp2p.crypto.x25519 import create_new_key_pair as create_noise_key_pair
 from libp2p.custom_types import TProtocol
+from libp2p.exceptions import BaseLibp2pError
 from libp2p.network.config import ConnectionConfig
 from libp2p.network.stream.exceptions import StreamError
 from libp2p.peer.id import ID
@@ -55,6 +56,7 @@ class Stream:
     def __init__(self, stream: Any) -> None:
         self._stream = stream
         libp2p_fixes.batch_window_updates(stream.muxed_stream)
+        libp2p_fixes.write_in_one_step(stream.muxed_stream)
 
     async def read(self, size_max: int) -> bytes:
         """Return what has arrived, at most `size_max` bytes; empty at the end.
@@ -75,8 +77,8 @@ class Stream:
             Unavailable: the stream has ended.
         """
         try:
-            await self._stream.write(data)
-        except StreamError as error:
+            await self._stream.muxed_stream.write(data)
+        except BaseLibp2pError as error:
             raise Unavailable("the stream has ended") from error
 
     async def reset(self) -> None:

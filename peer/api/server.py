@@ -31,6 +31,8 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
+# The heads after which something always follows, were it only the end of an empty body.
+_FINAL_HEADS = tuple(f"HTTP/1.1 {digit}".encode() for digit in "2345")
 _patched = False
 
 
@@ -163,7 +165,10 @@ class _CancelOnDisconnect:
 
 
 def _bound_writes() -> None:
-    """Give each write a deadline: hypercorn shields it, so a reader that stalls would wedge the end."""
+    """Give each write a deadline: hypercorn shields it, so a reader that stalls would wedge the end.
+
+    And hold an answer's head back for its body, which follows at once: one packet instead of two.
+    """
     global _patched
     if _patched:
         return
@@ -175,10 +180,18 @@ def _bound_writes() -> None:
         if not isinstance(event, RawData):
             await original(self, event)
             return
+        held: bytes = getattr(self, "covey_head", b"")
+        if not held and event.data.startswith(_FINAL_HEADS):
+            self.covey_head = event.data
+            return
+        self.covey_head = b""
+        data = held + event.data
+        if not data:
+            return
         async with self.send_lock:
             try:
                 with trio.CancelScope(shield=True, deadline=trio.current_time() + WRITE_S) as scope:
-                    await self.stream.send_all(event.data)
+                    await self.stream.send_all(data)
             except (trio.BrokenResourceError, trio.ClosedResourceError):
                 await self.protocol.handle(Closed())
                 return
