@@ -71,6 +71,8 @@ class Directory:
         self._me = me
         self._mesh = mesh
         self._entries: dict[PeerId, Entry] = {}
+        # Of what is held, as it came: most of what is heard is a repetition, and costs no signature.
+        self._held: set[bytes] = set()
         self._links: set[PeerId] = set()
         self.refused = 0
 
@@ -119,7 +121,7 @@ class Directory:
             if entry.advert.issued_ms + ADVERT_LIFE_MS < now_ms and entry.peer != self._me
         ]
         for peer in gone:
-            del self._entries[peer]
+            self._held.discard(self._entries.pop(peer).item.advert)
         return [Forget(peer) for peer in gone]
 
     def _answer(
@@ -151,6 +153,8 @@ class Directory:
 
     def _take(self, item: Item, now_ms: int) -> Entry | None:
         """Return the entry if it is valid and newer than what we have."""
+        if item.advert in self._held:
+            return None
         try:
             signed, member = open_item(item, mesh=self._mesh, now_ms=now_ms)
         except (Malformed, NotAdmitted):
@@ -162,6 +166,9 @@ class Directory:
         if known is None and len(self._entries) >= PEERS_MAX:
             self.refused += 1
             return None
+        if known is not None:
+            self._held.discard(known.item.advert)
+        self._held.add(item.advert)
         entry = Entry(signed.signer, signed.body, member, item)
         self._entries[signed.signer] = entry
         return entry

@@ -1,0 +1,25 @@
+"""What all tests share: how long properties are tried, and where the models are."""
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+from covey.inference.catalogue import CATALOGUE
+from covey.peer.home import model_cache
+
+settings.register_profile(
+    "default", max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.register_profile("long", parent=settings.get_profile("default"), max_examples=2000)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
+
+
+@pytest.fixture(scope="session")
+def cached_models() -> Path:
+    """The folder that holds the default models; a test that needs them fails without."""
+    cache = model_cache()
+    missing = [one.name for one in CATALOGUE if not any(cache.glob(f"{one.name}-*.gguf"))]
+    assert not missing, f"{', '.join(missing)} not in {cache}: run `make models` first"
+    return cache

@@ -1,0 +1,86 @@
+"""Whom to dial and when: for ever, but never in a storm."""
+
+import math
+from itertools import pairwise
+from random import Random
+
+from hypothesis import given
+from hypothesis import strategies as st
+from test_gossip.members import key
+
+from covey.gossip.dialling import BACK_OFF_MAX_S, DIALS_PER_S, NEIGHBOUR_S, Dialling
+from covey.identity.keys import PeerId
+
+PEERS = [key(n).peer_id for n in range(1, 13)]
+ME = key(99).peer_id
+WHERE = ("/ip4/192.0.2.1/tcp/4001",)
+
+
+def run(dialling: Dialling, start: float, seconds: float) -> list[tuple[float, PeerId]]:
+    """Let every dial fail for a while; return who was dialled when."""
+    dialled: list[tuple[float, PeerId]] = []
+    now = start
+    while (due := dialling.deadline) <= start + seconds:
+        now = max(now, due)
+        for one in dialling.tick(now):
+            dialled.append((now, one.peer))
+            dialling.failed(one.peer, now)
+    return dialled
+
+
+@given(st.integers(0, 2**32), st.integers(1, 12))
+def test_everyone_is_dialled_for_ever_and_never_too_often(seed: int, peers: int) -> None:
+    dialling = Dialling(ME, Random(seed))
+    for peer in PEERS[:peers]:
+        assert dialling.remember(peer, WHERE, 0.0)
+    hour = run(dialling, 0.0, 3600.0)
+    for at in range(len(hour) - 3):
+        assert hour[at + 3][0] - hour[at][0] > 3 / DIALS_PER_S - 1e-6
+    for peer in PEERS[:peers]:
+        last = [when for when, dialled in hour if dialled == peer][-1]
+        assert last > 3600 - 1.3 * BACK_OFF_MAX_S - 10
+
+
+def test_the_last_neighbours_come_round_every_few_seconds_however_long_the_cut() -> None:
+    dialling = Dialling(ME, Random(1))
+    for peer in PEERS:
+        dialling.remember(peer, WHERE, 0.0)
+    near = PEERS[3]
+    dialling.connected(near, 1.0)
+    dialling.disconnected(near, 2.0)
+    times = [when for when, peer in run(dialling, 2.0, 600.0) if peer == near]
+    gaps = [later - sooner for sooner, later in pairwise(times[10:])]
+    assert max(gaps) < NEIGHBOUR_S * 1.25 + 2
+
+
+def test_any_connection_makes_all_others_due() -> None:
+    dialling = Dialling(ME, Random(1))
+    for peer in PEERS[:3]:
+        dialling.remember(peer, WHERE, 0.0)
+    run(dialling, 0.0, 600.0)
+    dialling.connected(PEERS[5], 600.0)
+    soon = {peer for _, peer in run(dialling, 600.0, 2.5)}
+    assert soon == set(PEERS[:3])
+
+
+def test_nobody_is_dialled_twice_at_once_nor_while_connected_nor_after_being_forgotten() -> None:
+    dialling = Dialling(ME, Random(1))
+    assert not dialling.remember(ME, WHERE, 0.0), "never oneself"
+    dialling.remember(PEERS[0], WHERE, 0.0)
+    assert [one.peer for one in dialling.tick(0.0)] == [PEERS[0]]
+    assert dialling.deadline == math.inf, "a dial is under way"
+    dialling.succeeded(PEERS[0])
+    dialling.connected(PEERS[0], 1.0)
+    assert dialling.deadline == math.inf
+    dialling.disconnected(PEERS[0], 5.0)
+    assert 5.0 < dialling.deadline < 6.0, "back in a moment"
+    dialling.forget(PEERS[0])
+    assert dialling.deadline == math.inf
+
+
+def test_only_what_is_new_is_worth_storing() -> None:
+    dialling = Dialling(ME, Random(1))
+    assert not dialling.remember(PEERS[0], (), 0.0)
+    assert dialling.remember(PEERS[0], WHERE, 0.0)
+    assert not dialling.remember(PEERS[0], WHERE, 0.0)
+    assert dialling.remember(PEERS[0], ("/ip4/192.0.2.2/tcp/4001",), 0.0)

@@ -1,0 +1,122 @@
+"""Who should run a task: here first, then the least busy of those that have everything."""
+
+from collections.abc import Mapping
+
+import pytest
+from test_gossip.members import MESH, NOW_MS, item_of, key
+
+from covey.gossip.directory import Directory
+from covey.gossip.network import LinkInfo, Load
+from covey.gossip.routing import Candidate, DirectoryFinder, Nobody
+from covey.gossip.task import Need
+from covey.identity.keys import PeerId
+
+ME, LOG, BIG, FAR = (key(n) for n in (1, 2, 3, 4))
+
+
+def finder(
+    lacks_here: str | None = None, links: Mapping[PeerId, LinkInfo] | None = None
+) -> DirectoryFinder:
+    directory = Directory(ME.peer_id, MESH)
+    items = [
+        item_of(ME, name="gateway", skills=("chat",)),
+        item_of(
+            LOG, name="line-1", skills=("chat", "classify"), data=("log",), labels=(("line", "1"),)
+        ),
+        item_of(BIG, name="line-2", skills=("chat", "classify"), models=("big",)),
+        item_of(FAR, name="far", skills=("classify", "rare"), data=("deep",)),
+    ]
+    directory.restore(items, NOW_MS)
+    linked = (
+        links
+        if links is not None
+        else {LOG.peer_id: link(LOG.peer_id), BIG.peer_id: link(BIG.peer_id)}
+    )
+    return DirectoryFinder(ME.peer_id, directory, lambda: linked, lambda _need: lacks_here)
+
+
+def link(peer: PeerId, waiting: int = 0, round_trip_ms: float = 1.0) -> LinkInfo:
+    return LinkInfo(peer, round_trip_ms, 0.0, "", inbound=False, load=Load(0, waiting))
+
+
+def found(
+    need: Need, lacks_here: str | None = None, exclude: tuple[PeerId, ...] = ()
+) -> PeerId | str:
+    answer = finder(lacks_here).find(need, exclude)
+    return answer.peer if isinstance(answer, Candidate) else answer.reason
+
+
+def test_what_can_be_done_here_is_done_here() -> None:
+    answer = finder().find(Need("chat"), ())
+    assert answer == Candidate(ME.peer_id, "here", "here: skill 'chat', and no network is needed")
+
+
+@pytest.mark.parametrize(
+    ("need", "peer"),
+    [
+        (Need("classify", data="log"), LOG),
+        (Need("classify", labels=(("line", "1"),)), LOG),
+        (Need("classify", model="big"), BIG),
+        (Need("classify", model="00" * 32), BIG),
+        (Need("chat", peer="line-2"), BIG),
+        (Need("chat", peer=LOG.peer_id), LOG),
+    ],
+)
+def test_it_goes_to_who_has_everything(need: Need, peer: object) -> None:
+    assert found(need, "no model here") == getattr(peer, "peer_id")  # noqa: B009  (a Keypair)
+
+
+@pytest.mark.parametrize(
+    ("need", "reason"),
+    [
+        (Need("classify", data="nosuch"), "no peer known has data 'nosuch'"),
+        (Need("classify", model="nosuch"), "no peer known has model 'nosuch'"),
+        (Need("classify", peer="nosuch"), "no peer known is 'nosuch'"),
+        (Need("nosuch"), "no peer known offers skill 'nosuch'"),
+        (
+            Need("classify", data="log", model="big"),
+            "no single peer known has all of: data 'log', skill 'classify', model 'big'",
+        ),
+        (Need("rare"), "far could do it, but cannot be reached now"),
+        (
+            Need("classify", zone="device"),
+            "zone 'device' keeps it here, but it does not offer skill 'classify'",
+        ),
+    ],
+)
+def test_nobody_is_said_with_what_is_missing(need: Need, reason: str) -> None:
+    assert found(need, "it has no model") == reason
+
+
+def test_nothing_of_zone_device_is_offered_to_others_whatever_they_have() -> None:
+    answer = finder("busy").find(Need("chat", zone="device"), ())
+    assert isinstance(answer, Nobody)
+    assert finder().find(Need("chat", zone="device"), ()) == Candidate(
+        ME.peer_id, "here", "here: skill 'chat', and no network is needed"
+    )
+
+
+def test_an_unknown_zone_is_nobodys() -> None:
+    assert "no single peer" in str(found(Need("chat", zone="ward-9")))
+
+
+def test_the_least_busy_is_chosen_then_the_nearest() -> None:
+    links = {LOG.peer_id: link(LOG.peer_id, 3), BIG.peer_id: link(BIG.peer_id, 1, 90.0)}
+    answer = finder("busy", links).find(Need("classify"), ())
+    assert isinstance(answer, Candidate)
+    assert answer.peer == BIG.peer_id
+    assert answer.why == (
+        "it has skill 'classify'; the least busy of 2 (0 running, 1 waiting); "
+        "not here: it does not offer skill 'classify'"
+    )
+    links = {LOG.peer_id: link(LOG.peer_id, 1, 2.0), BIG.peer_id: link(BIG.peer_id, 1, 90.0)}
+    answer = finder("busy", links).find(Need("classify"), ())
+    assert isinstance(answer, Candidate)
+    assert answer.peer == LOG.peer_id
+
+
+def test_who_just_declined_is_left_out() -> None:
+    exclude = (LOG.peer_id, BIG.peer_id)
+    assert found(Need("classify"), "busy", exclude) == (
+        "far, line-1, line-2 could do it, and will be asked again soon"
+    )

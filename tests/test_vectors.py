@@ -1,0 +1,125 @@
+"""What is written on the wire and into stores stays readable: frozen vectors.
+
+A change here breaks every mesh that runs: it needs a new version of what changed, not a new vector.
+"""
+
+from pathlib import Path
+
+import msgspec
+import pytest
+from libp2p.crypto.ed25519 import create_new_key_pair
+from libp2p.peer.id import ID
+
+from covey.gossip.advert import Advert, DataOffer, Item, ModelOffer, open_item, seal_advert
+from covey.gossip.hello import Hello, encode_hello
+from covey.gossip.joining import proof_bytes
+from covey.gossip.link_session import Frame, FrameReader, Kind, encode_frame
+from covey.gossip.messages import Accepted, Delivered, Offer, decode_message, encode_message
+from covey.gossip.task import (
+    OUTCOME_KIND,
+    Need,
+    Outcome,
+    digest_of,
+    nonce_of_key,
+    task_digest,
+    task_id_of,
+)
+from covey.identity.certificate import check_chain, found_mesh, issue
+from covey.identity.envelope import mesh_id_of, open_envelope, seal
+from covey.identity.invite import Invite, Terms, parse_token, token_of
+from covey.identity.keys import Keypair
+from covey.identity.keystore import passphrase_of
+
+FILE = Path(__file__).parent / "vectors" / "v1.json"
+FROZEN: dict[str, str] = msgspec.json.decode(FILE.read_bytes())
+NOW = 1_790_000_000_000
+ROOT, ADMIN, MEMBER = (Keypair(bytes([n]) * 32) for n in (1, 2, 3))
+MESH = mesh_id_of(ROOT.public_key)
+CHAIN = (
+    *found_mesh(ROOT, ADMIN.peer_id, now_ms=NOW),
+    issue(ADMIN, MEMBER.peer_id, mesh=MESH, role="member", now_ms=NOW, zones=("ward-3",)),
+)
+TERMS = Terms("member", (), 2, NOW + 3_600_000)
+INVITE = Invite(
+    MESH, "plant", bytes([4]) * 32, ADMIN.public_key, ("/ip4/192.0.2.1/tcp/4001",), TERMS
+)
+ADVERT = Advert(
+    incarnation=7,
+    number=2,
+    issued_ms=NOW,
+    name="line-1",
+    version="0.1.0",
+    addresses=("/ip4/192.0.2.1/tcp/4001",),
+    labels=(("line", "1"),),
+    data=(DataOffer("shift-log", "file"),),
+    skills=("classify",),
+    models=(ModelOffer("all-minilm-l6-v2", "embedding", "00" * 32),),
+)
+NONCE = nonce_of_key("shift 3")
+TASK_ID = task_id_of(ADMIN.peer_id, NONCE)
+NEED = Need("classify", data="shift-log", labels=(("line", "1"),), size_bytes=2)
+OUTCOME = Outcome(
+    origin=ADMIN.peer_id,
+    task_id=TASK_ID,
+    attempt=1,
+    task_digest=task_digest(ADMIN.peer_id, TASK_ID, NEED, b"{}"),
+    result_digest=digest_of(b"[]"),
+    state="done",
+    reason="",
+    run_us=1500,
+    model="all-minilm-l6-v2",
+    ended_ms=NOW,
+)
+SEALED_OUTCOME = seal(OUTCOME, kind=OUTCOME_KIND, mesh=MESH, keypair=MEMBER)
+OFFER = Offer(TASK_ID, 1, NONCE, NEED, b"{}", digest_of(b"{}"), 60_000, 0, once=False)
+
+MADE: dict[str, str] = {
+    "peer id": MEMBER.peer_id,
+    "mesh id": MESH.hex(),
+    "admin certificate": CHAIN[0].hex(),
+    "member certificate": CHAIN[1].hex(),
+    "token": token_of(INVITE),
+    "passphrase": passphrase_of(bytes(range(15))),
+    "join proof": proof_bytes(MESH, MEMBER.peer_id, bytes(32), TERMS).hex(),
+    "hello": encode_hello(Hello(1, MESH, CHAIN, NOW, 7, "line-1")).hex(),
+    "advert": seal_advert(ADVERT, mesh=MESH, keypair=MEMBER).hex(),
+    "task id": TASK_ID.hex(),
+    "offer": encode_message(OFFER).hex(),
+    "accepted": encode_message(Accepted(TASK_ID, 1, 7)).hex(),
+    "outcome": encode_message(Delivered(TASK_ID, SEALED_OUTCOME, b"[]")).hex(),
+    "frame": encode_frame(Frame(Kind.REQUEST, "input", b"body", 9, 1500, payload=True)).hex(),
+}
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_what_is_made_today_is_what_was_frozen(name: str) -> None:
+    assert MADE[name] == FROZEN[name]
+
+
+def test_nothing_frozen_is_left_untested() -> None:
+    assert set(FROZEN) == set(MADE)
+
+
+def test_what_was_frozen_is_still_understood() -> None:
+    texts = ("peer id", "token", "passphrase")
+    frozen = {name: bytes.fromhex(text) for name, text in FROZEN.items() if name not in texts}
+    chain = (frozen["admin certificate"], frozen["member certificate"])
+    assert check_chain(chain, mesh=MESH, subject=MEMBER.peer_id, now_ms=NOW).zones == {"ward-3"}
+    assert parse_token(FROZEN["token"]) == INVITE
+    advert, _ = open_item(Item(frozen["advert"], chain), mesh=MESH, now_ms=NOW)
+    assert advert.body == ADVERT
+    assert decode_message(frozen["offer"]) == OFFER
+    delivered = decode_message(frozen["outcome"])
+    assert isinstance(delivered, Delivered)
+    assert open_envelope(delivered.outcome, Outcome, kind=OUTCOME_KIND, mesh=MESH).body == OUTCOME
+    (frame,) = FrameReader().feed(frozen["frame"])
+    assert (frame.channel, frame.body, frame.left_ms) == ("input", b"body", 1500)
+
+
+def test_an_id_is_the_one_that_libp2p_gives_the_key() -> None:
+    theirs = ID.from_pubkey(create_new_key_pair(MEMBER.seed).public_key)
+    assert str(theirs) == MEMBER.peer_id
+
+
+if __name__ == "__main__":
+    FILE.write_bytes(msgspec.json.format(msgspec.json.encode(MADE), indent=1) + b"\n")
