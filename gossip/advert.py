@@ -7,7 +7,7 @@ peer which has never met the author can judge it, whoever passes it on.
 
 import msgspec
 
-from covey.identity.certificate import Member, check_chain
+from covey.identity.certificate import Member, check_time, member_of
 from covey.identity.envelope import MeshId, Signed, open_envelope, seal
 from covey.identity.errors import NotAdmitted
 from covey.identity.keys import Keypair
@@ -95,14 +95,25 @@ def open_item(item: Item, *, mesh: MeshId, now_ms: int) -> tuple[Signed[Advert],
         Malformed: it is no advert, or breaks a limit.
         NotAdmitted: the author is no member, or the advert is out of its time.
     """
-    signed = open_envelope(item.advert, Advert, kind=KIND, mesh=mesh, limit_bytes=ADVERT_BYTES_MAX)
-    member = check_chain(item.chain, mesh=mesh, subject=signed.signer, now_ms=now_ms)
-    advert = signed.body
-    if advert.issued_ms > now_ms + AHEAD_MS_MAX:
+    signed, member = read_item(item, mesh=mesh)
+    check_time(member, now_ms)
+    if signed.body.issued_ms > now_ms + AHEAD_MS_MAX:
         raise NotAdmitted("not-yet-valid", "the advert is signed ahead of time")
-    if advert.issued_ms + ADVERT_LIFE_MS < now_ms:
+    if signed.body.issued_ms + ADVERT_LIFE_MS < now_ms:
         raise NotAdmitted("expired", "the advert is over its life")
-    _check_limits(advert)
+    return signed, member
+
+
+def read_item(item: Item, *, mesh: MeshId) -> tuple[Signed[Advert], Member]:
+    """Return the advert and who its author is, whatever the time: for one's own.
+
+    Raises:
+        Malformed: it is no advert, or breaks a limit.
+        NotAdmitted: the author never was a member.
+    """
+    signed = open_envelope(item.advert, Advert, kind=KIND, mesh=mesh, limit_bytes=ADVERT_BYTES_MAX)
+    member = member_of(item.chain, mesh=mesh, subject=signed.signer)
+    _check_limits(signed.body)
     return signed, member
 
 

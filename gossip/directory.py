@@ -13,6 +13,7 @@ from covey.identity.certificate import Member
 from covey.identity.envelope import MeshId
 from covey.identity.errors import Malformed, NotAdmitted
 from covey.identity.keys import PeerId
+from covey.identity.wire import KIB
 
 from .advert import (
     ADVERT_LIFE_MS,
@@ -22,11 +23,13 @@ from .advert import (
     Item,
     News,
     open_item,
+    read_item,
 )
 
 PEERS_MAX = 10_000
-# About 1 KiB each: a message stays well below the link's frame limit.
+# An item has about 1 KiB, and 24 KiB at most: a message stays below the link's frame limit.
 ITEMS_PER_MESSAGE = 128
+NEWS_BYTES_MAX = 512 * KIB
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,9 +59,10 @@ class Keep:
 
 @dataclass(frozen=True, slots=True)
 class Forget:
-    """Remove a peer's stored entry."""
+    """Remove a peer's stored entry; `no_member`: its certificate has ended, so it is cut off, too."""
 
     peer: PeerId
+    no_member: bool = False
 
 
 DirectoryEffect = Tell | Keep | Forget
@@ -88,9 +92,12 @@ class Directory:
         for item in items:
             self._take(item, now_ms)
 
-    def announce(self, item: Item, now_ms: int) -> list[DirectoryEffect]:
-        """Take in this peer's own fresh advert and tell every link."""
-        entry = self._take(item, now_ms)
+    def announce(self, item: Item) -> list[DirectoryEffect]:
+        """Take in this peer's own fresh advert and tell every link.
+
+        Its time is not judged: with a wrong clock, or past its grace, a device works on alone.
+        """
+        entry = self._take(item, None)
         if entry is None:
             return []
         return [Keep(entry), *(Tell(peer, News((item,))) for peer in sorted(self._links))]
@@ -114,15 +121,16 @@ class Directory:
                 return self._learn(sender, items, now_ms)
 
     def expire(self, now_ms: int) -> list[DirectoryEffect]:
-        """Forget peers whose advert is over its life."""
+        """Forget peers whose advert is over its life, or whose certificate has ended."""
         gone = [
-            entry.peer
+            (entry.peer, now_ms > entry.member.grace_until_ms)
             for entry in self._entries.values()
-            if entry.advert.issued_ms + ADVERT_LIFE_MS < now_ms and entry.peer != self._me
+            if entry.peer != self._me
+            and now_ms > min(entry.member.grace_until_ms, entry.advert.issued_ms + ADVERT_LIFE_MS)
         ]
-        for peer in gone:
+        for peer, _ in gone:
             self._held.discard(self._entries.pop(peer).item.advert)
-        return [Forget(peer) for peer in gone]
+        return [Forget(peer, no_member=ended) for peer, ended in gone]
 
     def _answer(
         self, sender: PeerId, entries: tuple[tuple[str, int, int], ...]
@@ -133,10 +141,7 @@ class Directory:
             for entry in self._entries.values()
             if theirs.get(entry.peer, (-1, -1)) < entry.advert.order
         ]
-        return [
-            Tell(sender, News(tuple(lacking[at : at + ITEMS_PER_MESSAGE])))
-            for at in range(0, len(lacking), ITEMS_PER_MESSAGE)
-        ]
+        return [Tell(sender, News(part)) for part in _parts(lacking)]
 
     def _learn(self, sender: PeerId, items: tuple[Item, ...], now_ms: int) -> list[DirectoryEffect]:
         effects: list[DirectoryEffect] = []
@@ -146,17 +151,19 @@ class Directory:
             if entry is not None:
                 effects.append(Keep(entry))
                 fresh.append(item)
-        if fresh:
-            others = sorted(self._links - {sender})
-            effects += [Tell(peer, News(tuple(fresh))) for peer in others]
+        for part in _parts(fresh):
+            effects += [Tell(peer, News(part)) for peer in sorted(self._links - {sender})]
         return effects
 
-    def _take(self, item: Item, now_ms: int) -> Entry | None:
+    def _take(self, item: Item, now_ms: int | None) -> Entry | None:
         """Return the entry if it is valid and newer than what we have."""
         if item.advert in self._held:
             return None
         try:
-            signed, member = open_item(item, mesh=self._mesh, now_ms=now_ms)
+            if now_ms is None:
+                signed, member = read_item(item, mesh=self._mesh)
+            else:
+                signed, member = open_item(item, mesh=self._mesh, now_ms=now_ms)
         except (Malformed, NotAdmitted):
             self.refused += 1
             return None
@@ -172,3 +179,18 @@ class Directory:
         entry = Entry(signed.signer, signed.body, member, item)
         self._entries[signed.signer] = entry
         return entry
+
+
+def _parts(items: Iterable[Item]) -> Iterator[tuple[Item, ...]]:
+    """Cut items into parts that each fit one message."""
+    part: list[Item] = []
+    size = 0
+    for item in items:
+        added = len(item.advert) + sum(map(len, item.chain))
+        if part and (len(part) >= ITEMS_PER_MESSAGE or size + added > NEWS_BYTES_MAX):
+            yield tuple(part)
+            part, size = [], 0
+        part.append(item)
+        size += added
+    if part:
+        yield tuple(part)

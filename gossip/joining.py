@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from covey.identity.certificate import Chain, issue
+from covey.identity.certificate import Chain, check_chain, issue
 from covey.identity.envelope import MeshId
 from covey.identity.errors import Malformed, Misuse, NotAdmitted
 from covey.identity.invite import EXPIRES_S_MAX, USES_MAX, Invite, Terms
@@ -50,6 +50,8 @@ class Grant(msgspec.Struct, frozen=True, array_like=True, tag="grant"):
 
     chain: tuple[bytes, ...]
     mesh_name: str
+    wall_ms: int
+    """What the inviter's clock shows: a joiner whose own is far off must hear of it."""
 
 
 class Denied(msgspec.Struct, frozen=True, array_like=True, tag="denied"):
@@ -113,7 +115,9 @@ class InviteDesk:
 
         Raises:
             Misuse: uses or time out of range, or too many invites are open.
+            NotAdmitted: this admin's own certificate does not hold now.
         """
+        self._check_own(now_ms)
         if not 1 <= uses <= USES_MAX:
             raise Misuse(f"an invite has 1 to {USES_MAX} uses, not {uses}")
         if not 1 <= expires_s <= EXPIRES_S_MAX:
@@ -159,8 +163,9 @@ class InviteDesk:
             record = self._honoured(proof, joiner, nonce)
             for known, chain in record.granted:
                 if known == joiner:
-                    return self._grant(chain), []
+                    return self._grant(chain, now_ms), []
             _check_terms(record, now_ms)
+            self._check_own(now_ms)
         except Malformed as error:
             return denied("malformed", str(error)), []
         except NotAdmitted as error:
@@ -176,7 +181,7 @@ class InviteDesk:
         chain = (*self._chain, certificate)
         record = msgspec.structs.replace(record, granted=(*record.granted, (joiner, chain)))
         self._invites[record.key] = record
-        return self._grant(chain), [KeepInvite(record)]
+        return self._grant(chain, now_ms), [KeepInvite(record)]
 
     def _honoured(self, proof: Proof, joiner: PeerId, nonce: bytes) -> InviteRecord:
         record = self._invites.get(proof.invite_key)
@@ -191,8 +196,13 @@ class InviteDesk:
             raise NotAdmitted("altered", "the invite's terms are not those it was made with")
         return record
 
-    def _grant(self, chain: Chain) -> bytes:
-        return encode(Grant(chain, self._mesh_name))
+    def _check_own(self, now_ms: int) -> None:
+        """Grant nothing that no other peer would believe."""
+        me = self._keypair.peer_id
+        check_chain(self._chain, mesh=self._mesh, subject=me, now_ms=now_ms)
+
+    def _grant(self, chain: Chain, now_ms: int) -> bytes:
+        return encode(Grant(chain, self._mesh_name, now_ms))
 
     def _sweep(self, now_ms: int) -> Iterable[ForgetInvite]:
         for key, record in list(self._invites.items()):

@@ -51,11 +51,13 @@ class Certificate(msgspec.Struct, frozen=True, array_like=True):
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """A peer whose chain holds now."""
+    """Who a chain makes of its subject, and for how long."""
 
     peer: PeerId
     role: Role
     zones: frozenset[str]
+    issued_ms: int
+    """When the youngest certificate of its chain was issued; before that, it was no member."""
     not_after_ms: int
     grace_until_ms: int
     priority: int = 0
@@ -107,6 +109,19 @@ def check_chain(chain: Chain, *, mesh: MeshId, subject: PeerId, now_ms: int) -> 
     Raises:
         NotAdmitted: code `bad-chain`, `bad-signature`, `other-mesh`, `not-yet-valid` or `expired`.
     """
+    member = member_of(chain, mesh=mesh, subject=subject)
+    check_time(member, now_ms)
+    return member
+
+
+def member_of(chain: Chain, *, mesh: MeshId, subject: PeerId) -> Member:
+    """Return the member that `chain` makes of `subject`, whatever the time.
+
+    For a device's own chain: with a clock that is wrong, or past its grace, it works on alone.
+
+    Raises:
+        NotAdmitted: code `bad-chain`, `bad-signature` or `other-mesh`.
+    """
     if not 1 <= len(chain) <= 2:
         raise NotAdmitted("bad-chain", f"a chain has 1 or 2 certificates, not {len(chain)}")
     opened = [_open(data, mesh) for data in chain]
@@ -123,8 +138,6 @@ def check_chain(chain: Chain, *, mesh: MeshId, subject: PeerId, now_ms: int) -> 
             )
         if member.body.role != "member":
             raise NotAdmitted("bad-chain", "an admin signs members only")
-    for one in opened:
-        _check_time(one.body, now_ms)
     own = opened[-1].body
     if peer_id_of(own.subject) != subject:
         raise NotAdmitted("bad-chain", "the certificate is another peer's")
@@ -132,10 +145,33 @@ def check_chain(chain: Chain, *, mesh: MeshId, subject: PeerId, now_ms: int) -> 
         peer=subject,
         role=own.role,
         zones=frozenset(own.zones),
+        issued_ms=max(one.body.issued_ms for one in opened),
         not_after_ms=min(one.body.not_after_ms for one in opened),
         grace_until_ms=min(_end_ms(one.body) for one in opened),
         priority=own.priority,
     )
+
+
+def check_time(member: Member, now_ms: int) -> None:
+    """Refuse a member whose chain does not cover `now_ms`.
+
+    Raises:
+        NotAdmitted: code `not-yet-valid` or `expired`.
+    """
+    if now_ms < member.issued_ms - SKEW_MS:
+        ahead_s = (member.issued_ms - now_ms) // 1000
+        raise NotAdmitted(
+            "not-yet-valid",
+            f"the certificate of {member.peer} begins {ahead_s} s from now; "
+            "check the clocks of both devices",
+        )
+    if now_ms > member.grace_until_ms:
+        ago_s = (now_ms - member.grace_until_ms) // 1000
+        raise NotAdmitted(
+            "expired",
+            f"the certificate of {member.peer} ended {ago_s} s ago, grace included; "
+            "join again with a new invite, or check the clocks of both devices",
+        )
 
 
 def subject_of(chain: Chain, *, mesh: MeshId) -> PeerId:
@@ -177,20 +213,3 @@ def _check_bounds(body: Certificate) -> None:
 
 def _end_ms(body: Certificate) -> int:
     return body.not_after_ms + body.grace_s * 1000
-
-
-def _check_time(body: Certificate, now_ms: int) -> None:
-    if now_ms < body.issued_ms - SKEW_MS:
-        ahead_s = (body.issued_ms - now_ms) // 1000
-        raise NotAdmitted(
-            "not-yet-valid",
-            f"the certificate of {peer_id_of(body.subject)} begins {ahead_s} s from now; "
-            "check the clocks of both devices",
-        )
-    if now_ms > _end_ms(body):
-        ago_s = (now_ms - _end_ms(body)) // 1000
-        raise NotAdmitted(
-            "expired",
-            f"the certificate of {peer_id_of(body.subject)} ended {ago_s} s ago, grace included; "
-            "join again with a new invite",
-        )

@@ -17,37 +17,36 @@ from pathlib import Path
 import trio
 
 import covey
-from covey.gossip import advert as adverts
 from covey.gossip.admission import Admission
-from covey.gossip.advert import Advert, AdvertMessage, DataOffer, Item, ModelOffer
-from covey.gossip.dialling import AddressRecord, Dialling
-from covey.gossip.directory import Directory, DirectoryEffect, Forget, Keep, Tell
+from covey.gossip.advert import Advert, DataOffer, ModelOffer
+from covey.gossip.dialling import Dialling
+from covey.gossip.directory import Directory
 from covey.gossip.driver import Cores, Delivery
 from covey.gossip.executions import Executions, Limits
 from covey.gossip.host import Host, HostSettings, open_host
-from covey.gossip.joining import DeskEffect, ForgetInvite, InviteDesk, InviteRecord, KeepInvite
+from covey.gossip.joining import InviteDesk
 from covey.gossip.links import Links
-from covey.gossip.network import LinkDown, LinkUp, Load
+from covey.gossip.network import Load
 from covey.gossip.origin import Origin, forget
 from covey.gossip.routing import DirectoryFinder
-from covey.identity.certificate import check_chain
-from covey.identity.errors import Misuse, NotAdmitted, Unavailable
-from covey.identity.invite import token_of
-from covey.identity.keys import KEY_BYTES, Keypair, PeerId
+from covey.identity.certificate import Member, member_of
+from covey.identity.keys import Keypair
 from covey.identity.keystore import write_private
-from covey.identity.wire import decode, decode_union, encode
 from covey.inference.engine import Role
 from covey.inference.model_files import list_models
 from covey.inference.pool import ModelFile, Pool, PoolSettings, open_pool
 
 from .api.server import serve_api
 from .clock import Clock, SystemEntropy
+from .clock_check import clock_trouble
 from .config import Config
 from .data_sources import DataSources
 from .doctor import Checked, check_up
 from .executor import Executor, able
 from .home import Home, MeshFile
+from .invites import Invites
 from .logs import set_up_logs
+from .neighbours import Neighbours, Surroundings
 from .records import TaskRecords
 from .schema import Database
 from .service import Commands, Facts, Service
@@ -57,8 +56,6 @@ from .views import Finding, InviteRequest, InviteView, StatusView
 log = logging.getLogger(__name__)
 
 SWEEP_S = 3600.0
-DIAL_S = 5.0
-_ADVERT_LIMIT = 64 * 1024
 
 
 def run(path: Path, on_ready: Callable[[StatusView], None]) -> None:
@@ -84,14 +81,19 @@ async def _run(
     on_ready: Callable[[StatusView], None],
 ) -> None:
     stop = trio.Event()
-    async with open_daemon(home, config, mesh, keypair, stop) as daemon:
-        log.info("daemon.ready", extra={"peer": keypair.peer_id, "api": daemon.service.facts.api})
-        # What is here now stays: a collection that walks through every library again costs 50 ms.
-        gc.collect()
-        gc.freeze()
-        on_ready(daemon.service.status())
-        await stop.wait()
-        log.info("daemon.stopping")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_heed_signals, stop)
+        async with open_daemon(home, config, mesh, keypair, stop) as daemon:
+            api = daemon.service.facts.api
+            log.info("daemon.ready", extra={"peer": keypair.peer_id, "api": api})
+            # What is here now stays: a collection that walks through every library again costs
+            # 50 ms.
+            gc.collect()
+            gc.freeze()
+            on_ready(daemon.service.status())
+            await stop.wait()
+            log.info("daemon.stopping")
+        nursery.cancel_scope.cancel()
 
 
 @dataclass(slots=True)
@@ -101,6 +103,7 @@ class _Parts:
     home: Home
     config: Config
     mesh: MeshFile
+    member: Member
     keypair: Keypair
     clock: Clock
     entropy: SystemEntropy
@@ -109,7 +112,6 @@ class _Parts:
     links: Links
     directory: Directory
     dialling: Dialling
-    desk: InviteDesk | None
     incarnation: int
 
 
@@ -119,10 +121,9 @@ class Daemon:
     def __init__(self, parts: _Parts, stop: trio.Event) -> None:
         self._parts = parts
         self._stop = stop
-        self._number = 0
-        self._redial = trio.Event()
         self._host: Host
-        self._admission = self._make_admission()
+        self.invites = _invites(parts)
+        self.admission = self._make_admission()
         self.refused_models: dict[str, str] = {}
         self.data = DataSources(parts.config.data)
         self.executor = Executor(parts.config.skills, parts.pool, self.data)
@@ -131,24 +132,30 @@ class Daemon:
             self._make_cores, parts.links, self.records, self.executor, parts.clock.now_ms
         )
         self.service = self._make_service()
-        parts.links.on_link(self._link_changed)
-        parts.links.on_message(adverts.CHANNEL, self._heard_advert)
-
-    @property
-    def admission(self) -> Admission:
-        """Who is let in."""
-        return self._admission
+        self.neighbours = Neighbours(
+            Surroundings(
+                keypair=parts.keypair,
+                mesh=parts.mesh,
+                store=parts.store,
+                links=parts.links,
+                directory=parts.directory,
+                dialling=parts.dialling,
+                now_ms=parts.clock.now_ms,
+            ),
+            describe=self._describe,
+            learned=self.delivery.wake,
+            changed=self.service.peer_changed,
+            jumped=self._clock_jumped,
+        )
 
     async def serve(self, host: Host, nursery: trio.Nursery) -> None:
         """Start everything that runs; return once the local API answers."""
         parts = self._parts
         self._host = host
-        now_ms = parts.clock.now_ms()
-        self._take_up_stored(now_ms)
         await nursery.start(partial(parts.links.serve, host))
+        await nursery.start(partial(self.neighbours.serve, host))
         await self.rescan_models()
         await nursery.start(self.delivery.serve)
-        nursery.start_soon(self._dial)
         nursery.start_soon(self._sweep)
         api = parts.config.api
         token = secrets.token_urlsafe(32)
@@ -174,7 +181,7 @@ class Daemon:
         self.refused_models.clear()
         self.refused_models.update(refused)
         parts.pool.offer(files, _defaults(parts.config, files))
-        self._advertise()
+        self.neighbours.announce()
 
     # Making
 
@@ -187,8 +194,8 @@ class Daemon:
             name=parts.config.name,
             now_ms=parts.clock.now_ms,
             is_known=lambda peer: parts.directory.get(peer) is not None,
-            desk=parts.desk,
-            keep=self._keep_invites,
+            desk=self.invites.desk,
+            keep=self.invites.keep,
             draw=parts.entropy.draw,
         )
 
@@ -211,24 +218,18 @@ class Daemon:
 
     def _make_service(self) -> Service:
         parts = self._parts
-        member = check_chain(
-            parts.mesh.chain,
-            mesh=parts.mesh.id,
-            subject=parts.keypair.peer_id,
-            now_ms=parts.clock.now_ms(),
-        )
         facts = Facts(
             me=parts.keypair.peer_id,
             name=parts.config.name,
             mesh=parts.mesh.id,
             mesh_name=parts.mesh.name,
-            role=member.role,
+            role=parts.member.role,
             version=covey.__version__,
             incarnation=parts.incarnation,
             started_ms=parts.clock.now_ms(),
             skills=parts.config.skills,
             addresses=lambda: self._addresses_with_id(),
-            refused_models=self.refused_models,
+            warnings=self._warnings,
         )
         commands = Commands(self._invite, self.rescan_models, self._doctor, self._stop.set)
         return Service(
@@ -244,42 +245,15 @@ class Daemon:
             draw=parts.entropy.draw,
         )
 
-    def _addresses_with_id(self) -> tuple[str, ...]:
-        me = self._parts.keypair.peer_id
-        return tuple(f"{address}/p2p/{me}" for address in self._host.addresses())
-
-    def _take_up_stored(self, now_ms: int) -> None:
-        """Remember who was known, where, and which invites are open."""
-        parts = self._parts
-        now = trio.current_time()
-        items = [
-            decode(row, Item, limit_bytes=_ADVERT_LIMIT)
-            for _, row in parts.store.scan(Database.ADVERT)
-        ]
-        parts.directory.restore(items, now_ms)
-        for entry in parts.directory:
-            parts.dialling.remember(entry.peer, entry.advert.addresses, now)
-        for _, row in parts.store.scan(Database.ADDRESS):
-            record = decode(row, AddressRecord)
-            parts.dialling.remember(PeerId(record.peer), record.addresses, now)
-        for peer, addresses in parts.mesh.bootstrap:
-            parts.dialling.remember(PeerId(peer), addresses, now)
-        if parts.desk is not None:
-            parts.desk.restore(
-                decode(row, InviteRecord) for _, row in parts.store.scan(Database.INVITE)
-            )
-
     # What this peer says of itself
 
-    def _advertise(self) -> None:
+    def _describe(self, number: int) -> Advert:
         parts = self._parts
-        self._number += 1
-        now_ms = parts.clock.now_ms()
         infos = [info for info, _ in parts.pool.models()]
-        advert = Advert(
+        return Advert(
             incarnation=parts.incarnation,
-            number=self._number,
-            issued_ms=now_ms,
+            number=number,
+            issued_ms=parts.clock.now_ms(),
             name=parts.config.name,
             version=covey.__version__,
             addresses=self._host.addresses(),
@@ -288,118 +262,43 @@ class Daemon:
             skills=self.executor.offered({info.role for info in infos}),
             models=tuple(ModelOffer(info.name, info.role, info.digest) for info in infos),
         )
-        sealed = adverts.seal_advert(advert, mesh=parts.mesh.id, keypair=parts.keypair)
-        self._carry_out(parts.directory.announce(Item(sealed, parts.mesh.chain), now_ms))
 
-    # Links and directory
+    def _addresses_with_id(self) -> tuple[str, ...]:
+        me = self._parts.keypair.peer_id
+        return tuple(f"{address}/p2p/{me}" for address in self._host.addresses())
 
-    def _link_changed(self, event: LinkUp | LinkDown) -> None:
+    def _clock_trouble(self) -> str | None:
         parts = self._parts
-        now = trio.current_time()
-        match event:
-            case LinkUp(peer, _):
-                parts.dialling.connected(peer, now)
-                self._carry_out(parts.directory.link_up(peer))
-            case LinkDown(peer, _):
-                parts.dialling.disconnected(peer, now)
-                parts.directory.link_down(peer)
-        self._redial.set()
-        self.service.peer_changed(event.peer)
+        links = parts.links.links()
+        skews = [skew for peer, skew in self.admission.skew_ms.items() if peer in links]
+        return clock_trouble(
+            parts.clock.now_ms(),
+            incarnation=parts.incarnation,
+            issued_ms=parts.member.issued_ms,
+            skews_ms=skews,
+        )
 
-    def _heard_advert(self, sender: PeerId, body: bytes) -> None:
-        message: AdvertMessage = decode_union(body, AdvertMessage, limit_bytes=1024 * 1024)
-        now_ms = self._parts.clock.now_ms()
-        self._carry_out(self._parts.directory.receive(sender, message, now_ms))
+    def _clock_jumped(self, by_ms: int) -> None:
+        for peer in self.admission.skew_ms:
+            self.admission.skew_ms[peer] -= by_ms
 
-    def _carry_out(self, effects: Sequence[DirectoryEffect]) -> None:
-        parts = self._parts
-        changes: list[Change] = []
-        for effect in effects:
-            match effect:
-                case Tell(to, message):
-                    parts.links.send(to, adverts.CHANNEL, encode(message))
-                case Keep(entry):
-                    key = entry.peer.encode()
-                    changes.append(Change(Database.ADVERT, key, encode(entry.item)))
-                    if parts.dialling.remember(
-                        entry.peer, entry.advert.addresses, trio.current_time()
-                    ):
-                        self._redial.set()
-                    self.service.peer_changed(entry.peer)
-                case Forget(peer):
-                    changes.append(Change(Database.ADVERT, peer.encode(), None))
-        if changes:
-            # Heard again from any neighbour, should the disk not take it now.
-            parts.store.put(changes, _log_failure)
-            self.delivery.wake()
-
-    # Dialling
-
-    async def _dial(self) -> None:
-        dialling = self._parts.dialling
-        async with trio.open_nursery() as nursery:
-            while True:
-                self._redial = trio.Event()
-                for dial in dialling.tick(trio.current_time()):
-                    nursery.start_soon(self._dial_one, dial.peer, dial.addresses)
-                with trio.move_on_at(dialling.deadline):
-                    await self._redial.wait()
-
-    async def _dial_one(self, peer: PeerId, addresses: Sequence[str]) -> None:
-        dialling = self._parts.dialling
-        try:
-            await self._host.dial(peer, addresses, timeout_s=DIAL_S)
-        except Unavailable as error:
-            log.debug("dial.failed", extra={"peer": peer, "why": str(error)})
-            dialling.failed(peer, trio.current_time())
-        except NotAdmitted as error:
-            if error.code != "duplicate":
-                log.warning("dial.refused", extra={"peer": peer, "why": str(error)})
-            dialling.failed(peer, trio.current_time(), refused=error.code != "duplicate")
-        else:
-            dialling.succeeded(peer)
-        self._redial.set()
+    def _warnings(self) -> tuple[str, ...]:
+        trouble = self._clock_trouble()
+        refused = (f"model {name}: {why}" for name, why in self.refused_models.items())
+        return (*([trouble] if trouble is not None else []), *refused)
 
     # Commands
 
     async def _invite(self, request: InviteRequest) -> InviteView:
-        parts = self._parts
-        if parts.desk is None:
-            raise Misuse("only an admin of the mesh can invite; ask one, such as the founder")
-        invite, effects = parts.desk.mint(
-            parts.entropy.draw(KEY_BYTES),
-            self._host.addresses(),
-            uses=request.uses,
-            expires_s=request.expires_s,
-            now_ms=parts.clock.now_ms(),
-        )
-        await self._keep_invites(effects)
-        return InviteView(
-            token=token_of(invite),
-            id=invite.keypair.public_key.hex()[:16],
-            uses=invite.terms.uses,
-            expires_ms=invite.terms.expires_ms,
-        )
-
-    async def _keep_invites(self, effects: list[DeskEffect]) -> None:
-        changes: list[Change] = []
-        for effect in effects:
-            match effect:
-                case KeepInvite(record):
-                    changes.append(Change(Database.INVITE, record.key, encode(record)))
-                case ForgetInvite(key):
-                    changes.append(Change(Database.INVITE, key, None))
-        await self._parts.store.commit(changes)
+        return await self.invites.mint(request, self._host.addresses())
 
     async def _doctor(self) -> list[Finding]:
         parts = self._parts
         checked = Checked(
             home=parts.home,
-            chain=parts.mesh.chain,
-            mesh=parts.mesh.id,
-            me=parts.keypair.peer_id,
+            member=parts.member,
             now_ms=parts.clock.now_ms(),
-            skews_ms=tuple(self._admission.skew_ms.values()),
+            clock_trouble=self._clock_trouble(),
             links=len(parts.links.links()),
             known=sum(1 for _ in parts.directory) - 1,
             models=[(info.name, state) for info, state in parts.pool.models()],
@@ -411,45 +310,44 @@ class Daemon:
         return await trio.to_thread.run_sync(check_up, checked)
 
     async def _sweep(self) -> None:
-        """Forget what nobody can ask about any more, and renew the advert."""
-        parts = self._parts
+        """Forget what nobody can ask about any more."""
         while True:
             await trio.sleep(SWEEP_S)
-            now_ms = parts.clock.now_ms()
-            self._carry_out(parts.directory.expire(now_ms))
-            own = parts.directory.get(parts.keypair.peer_id)
-            if own is None or own.advert.issued_ms + adverts.RENEW_MS < now_ms:
-                self._advertise()
+            await self.neighbours.sweep()
+            now_ms = self._parts.clock.now_ms()
             erased = [
                 Change(Database(effect.table.value), effect.key, None)
                 for effect in forget(self.records.all_tasks(), now_ms)
             ]
             if erased:
-                parts.store.put(erased, _log_failure)
+                await self._parts.store.commit(erased)
 
 
 @asynccontextmanager
 async def open_daemon(
-    home: Home, config: Config, mesh: MeshFile, keypair: Keypair, stop: trio.Event
+    home: Home,
+    config: Config,
+    mesh: MeshFile,
+    keypair: Keypair,
+    stop: trio.Event,
+    *,
+    clock: Clock | None = None,
 ) -> AsyncGenerator[Daemon]:
     """Run a peer for as long as the block lasts; `stop` is set when it was asked to end."""
-    clock, entropy = Clock(), SystemEntropy()
+    clock, entropy = clock or Clock(), SystemEntropy()
+    me = keypair.peer_id
     async with (
         open_store(home.store_folder) as store,
         open_pool(_pool_settings(config)) as pool,
     ):
-        incarnation = await next_incarnation(store, clock.now_ms())
-        me = keypair.peer_id
-        member = check_chain(mesh.chain, mesh=mesh.id, subject=me, now_ms=clock.now_ms())
-        desk = (
-            InviteDesk(keypair, mesh.chain, mesh.id, mesh.name) if member.role == "admin" else None
-        )
         daemon: Daemon
         links = Links(me, lambda: _load(daemon))
         parts = _Parts(
             home=home,
             config=config,
             mesh=mesh,
+            # Whatever the time: with a wrong clock, or past its grace, a device works on alone.
+            member=member_of(mesh.chain, mesh=mesh.id, subject=me),
             keypair=keypair,
             clock=clock,
             entropy=entropy,
@@ -458,8 +356,7 @@ async def open_daemon(
             links=links,
             directory=Directory(me, mesh.id),
             dialling=Dialling(me, entropy.random()),
-            desk=desk,
-            incarnation=incarnation,
+            incarnation=await next_incarnation(store, clock.now_ms()),
         )
         daemon = Daemon(parts, stop)
         settings = HostSettings(config.listen.address, config.listen.port, config.listen.announce)
@@ -467,7 +364,6 @@ async def open_daemon(
             open_host(keypair, settings, daemon.admission, links) as host,
             trio.open_nursery() as nursery,
         ):
-            nursery.start_soon(_heed_signals, stop)
             await daemon.serve(host, nursery)
             try:
                 yield daemon
@@ -482,6 +378,13 @@ async def _heed_signals(stop: trio.Event) -> None:
             if stop.is_set():
                 os._exit(130)
             stop.set()
+
+
+def _invites(parts: _Parts) -> Invites:
+    mesh = parts.mesh
+    is_admin = parts.member.role == "admin"
+    desk = InviteDesk(parts.keypair, mesh.chain, mesh.id, mesh.name) if is_admin else None
+    return Invites(desk, parts.store, parts.entropy.draw, parts.clock.now_ms)
 
 
 def _load(daemon: Daemon) -> Load:
@@ -512,8 +415,3 @@ def _defaults(config: Config, files: Sequence[ModelFile]) -> dict[Role, str]:
         if found is not None:
             defaults[role] = found
     return defaults
-
-
-def _log_failure(error: Unavailable | None) -> None:
-    if error is not None:
-        log.error("store.commit_failed", extra={"why": str(error)})

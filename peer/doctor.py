@@ -5,17 +5,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from covey.identity.certificate import DAY_S, Chain, check_chain
-from covey.identity.envelope import MeshId
+from covey.identity.certificate import DAY_S, Member, check_time, member_of
 from covey.identity.errors import CoveyError, NotAdmitted
-from covey.identity.keys import PeerId
 
+from . import clock_check
 from .clock import Clock
 from .config import DataSource
 from .home import Home
 from .views import Finding
 
-SKEW_MS_MAX = 60_000
 DISK_FREE_BYTES_MIN = 1024**3
 CERTIFICATE_WARN_DAYS = 30
 
@@ -25,11 +23,9 @@ class Checked:
     """What there is to look at."""
 
     home: Home
-    chain: Chain
-    mesh: MeshId
-    me: PeerId
+    member: Member
     now_ms: int
-    skews_ms: tuple[int, ...]
+    clock_trouble: str | None
     links: int
     known: int
     models: list[tuple[str, str]]
@@ -42,7 +38,7 @@ class Checked:
 def check_up(seen: Checked) -> list[Finding]:
     """Return every finding, the good ones too. Looks at files: call it in a thread."""
     return [
-        _certificate(seen),
+        _certificate(seen.member, seen.now_ms),
         _clock(seen),
         _root(seen),
         _links(seen),
@@ -63,12 +59,12 @@ def check_up_asleep(path: Path) -> list[Finding]:
         what, _, remedy = str(error).partition("; ")
         return [_fail("home", what, remedy or "correct it, or restore it from a backup")]
     try:
-        chain = mesh.chain
-        check_chain(chain, mesh=mesh.id, subject=me, now_ms=Clock().now_ms())
+        member = member_of(mesh.chain, mesh=mesh.id, subject=me)
     except NotAdmitted as error:
         return [_fail("certificate", str(error), "join again with a new invite")]
     return [
         _ok("home", f"{config.name} in mesh {mesh.name}"),
+        _certificate(member, Clock().now_ms()),
         *_data_of(config.data),
         _fail("daemon", "it is not running", "start it with: covey up -d"),
     ]
@@ -86,25 +82,22 @@ def _fail(check: str, what: str, remedy: str) -> Finding:
     return Finding(check=check, level="fail", what=what, remedy=remedy)
 
 
-def _certificate(seen: Checked) -> Finding:
+def _certificate(member: Member, now_ms: int) -> Finding:
     try:
-        member = check_chain(seen.chain, mesh=seen.mesh, subject=seen.me, now_ms=seen.now_ms)
+        check_time(member, now_ms)
     except NotAdmitted as error:
-        return _fail("certificate", str(error), "join again with a new invite")
-    days = (member.not_after_ms - seen.now_ms) / 1000 / DAY_S
+        what, _, remedy = str(error).partition("; ")
+        return _fail("certificate", f"{what}: this peer works on alone", remedy)
+    days = (member.not_after_ms - now_ms) / 1000 / DAY_S
     if days < CERTIFICATE_WARN_DAYS:
         return _warn("certificate", f"it ends in {days:.0f} days", "join again with a new invite")
     return _ok("certificate", f"{member.role}, valid for {days:.0f} more days")
 
 
 def _clock(seen: Checked) -> Finding:
-    off = [skew for skew in seen.skews_ms if abs(skew) > SKEW_MS_MAX]
-    if seen.skews_ms and len(off) * 2 > len(seen.skews_ms):
-        seconds = sorted(seen.skews_ms)[len(seen.skews_ms) // 2] / 1000
-        way = "behind" if seconds > 0 else "ahead of"
-        what = f"this device's clock is {abs(seconds):.0f} s {way} its peers'"
-        return _fail("clock", what, "set the clock, or let it be kept by a time service")
-    if not seen.skews_ms:
+    if seen.clock_trouble is not None:
+        return _fail("clock", seen.clock_trouble, clock_check.REMEDY)
+    if not seen.links:
         return _ok("clock", "no peer to compare with yet")
     return _ok("clock", "agrees with its peers'")
 

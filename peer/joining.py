@@ -3,6 +3,7 @@
 One conversation with the inviter, then a file is written.
 """
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import trio
@@ -11,7 +12,7 @@ from covey.gossip import joining
 from covey.gossip.admission import Admission
 from covey.gossip.gate import Visit
 from covey.gossip.host import HostSettings, open_host
-from covey.identity.certificate import check_chain
+from covey.identity.certificate import member_of
 from covey.identity.envelope import MeshId
 from covey.identity.errors import Conflict, NotAdmitted, NotFound, Unavailable
 from covey.identity.invite import Invite, parse_token
@@ -21,11 +22,19 @@ from .clock import Clock, SystemEntropy
 from .home import Home, MeshFile
 
 JOIN_S = 10.0
-SKEW_MS_MAX = 60_000
 
 
-def join_mesh(path: Path, token: str) -> MeshFile:
-    """Join the mesh that `token` invites to, and return what was stored.
+@dataclass(frozen=True, slots=True)
+class Joined:
+    """What joining gave."""
+
+    mesh: MeshFile
+    skew_ms: int
+    """The inviter's wall clock minus this device's, within a round trip."""
+
+
+def join_mesh(path: Path, token: str, *, clock: Clock | None = None) -> Joined:
+    """Join the mesh that `token` invites to; what was granted is stored when this returns.
 
     Raises:
         NotFound: there is no peer in this home.
@@ -42,12 +51,11 @@ def join_mesh(path: Path, token: str) -> MeshFile:
         if home.mesh_file.exists():
             mesh = home.mesh()
             raise Conflict(f"this peer is in mesh {mesh.name!r} already; use another COVEY_HOME")
-        clock = Clock()
+        clock = clock or Clock()
         joined = trio.run(_join, home.keypair(), invite, clock)
-        check_chain(
-            joined.chain, mesh=joined.id, subject=home.keypair().peer_id, now_ms=clock.now_ms()
-        )
-        home.write_mesh(joined)
+        # Its time is not judged by this device's clock, which may be the wrong one.
+        member_of(joined.mesh.chain, mesh=joined.mesh.id, subject=home.keypair().peer_id)
+        home.write_mesh(joined.mesh)
     return joined
 
 
@@ -59,7 +67,7 @@ class _NoListener:
         """Nor does it close."""
 
 
-async def _join(keypair: Keypair, invite: Invite, clock: Clock) -> MeshFile:
+async def _join(keypair: Keypair, invite: Invite, clock: Clock) -> Joined:
     inviter = peer_id_of(invite.inviter)
     door = Admission(
         mesh=MeshId(invite.mesh),
@@ -84,9 +92,10 @@ async def _join(keypair: Keypair, invite: Invite, clock: Clock) -> MeshFile:
                 continue
             grant = conversation.grant
             assert grant is not None
-            return MeshFile(
+            mesh = MeshFile(
                 invite.mesh, grant.mesh_name, grant.chain, ((inviter, invite.addresses),)
             )
+            return Joined(mesh, grant.wall_ms - clock.now_ms())
     raise why or Unavailable("the invite names no address")
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from .group import command
-from .shell import Duration, Exit, KeyValue, Shell
+from .shell import Duration, Exit, KeyValue, Shell, duration
 
 
 @command(example="covey init --name line-1 --label line=1 --data shift-log=/var/log/dpkg.log")
@@ -92,12 +92,19 @@ def invite(shell: Shell, uses: int, expires: float) -> None:
 @click.argument("token", required=False)
 def join(shell: Shell, token: str | None) -> None:
     """Join a mesh with TOKEN: the token itself, a file with it, or standard input."""
+    from covey.peer.clock_check import REMEDY, SKEW_MS_MAX
     from covey.peer.joining import join_mesh
 
-    mesh = join_mesh(shell.path, _token(token))
+    joined = join_mesh(shell.path, _token(token))
+    mesh = joined.mesh
     inviter = mesh.bootstrap[0][0]
-    view = {"mesh": mesh.id.hex(), "name": mesh.name, "inviter": inviter}
+    view: dict[str, object] = {"mesh": mesh.id.hex(), "name": mesh.name, "inviter": inviter}
+    view["clock_skew_ms"] = joined.skew_ms
     shell.show("Joined", view, f"joined mesh {mesh.name}  {mesh.id.hex()}")
+    if abs(joined.skew_ms) > SKEW_MS_MAX:
+        way = "behind" if joined.skew_ms > 0 else "ahead of"
+        off = duration(abs(joined.skew_ms) / 1000)
+        shell.say(f"warning: this device's clock is {off} {way} the inviter's; {REMEDY} first")
     shell.say("next: covey up -d")
 
 

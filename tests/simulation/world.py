@@ -135,7 +135,7 @@ class Device:
         self._forget_memory()
         self.directory = Directory(self.me, MESH)
         self.directory.restore(self.book.values(), self.now_ms)
-        self.tell(self.directory.announce(self.offers, self.now_ms))
+        self.tell(self.directory.announce(self.offers))
         self._restore()
 
     def crash(self) -> None:

@@ -11,14 +11,19 @@ from test_gossip.members import MESH, NOW_MS, OTHER_MESH, chain_of, item_of, key
 from covey.gossip.advert import (
     ADVERT_LIFE_MS,
     AHEAD_MS_MAX,
+    CHANNEL,
     Advert,
+    Have,
     Item,
     News,
     open_item,
     seal_advert,
 )
 from covey.gossip.directory import Directory, DirectoryEffect, Forget, Keep, Tell
+from covey.gossip.link_session import Frame, Kind, encode_frame
+from covey.identity.certificate import check_chain
 from covey.identity.keys import PeerId
+from covey.identity.wire import encode
 
 KEYS = [key(n) for n in range(1, 6)]
 ITEMS = [item_of(one, number=number) for one in KEYS for number in (1, 2)]
@@ -53,9 +58,7 @@ def test_peers_that_can_talk_end_with_one_directory(data: st.DataObject) -> None
 
     for at, one in enumerate(KEYS):
         number = data.draw(st.integers(1, 2))
-        carry_out(
-            one.peer_id, directories[one.peer_id].announce(ITEMS[2 * at + number - 1], NOW_MS)
-        )
+        carry_out(one.peer_id, directories[one.peer_id].announce(ITEMS[2 * at + number - 1]))
     for at in range(1, len(KEYS)):
         near = KEYS[data.draw(st.integers(0, at - 1))].peer_id
         for me, peer in ((KEYS[at].peer_id, near), (near, KEYS[at].peer_id)):
@@ -115,7 +118,7 @@ def test_an_advert_that_does_not_hold_changes_nothing(what: str) -> None:
 
 def test_who_is_silent_for_a_month_is_forgotten() -> None:
     directory = Directory(KEYS[0].peer_id, MESH)
-    directory.announce(ITEMS[0], NOW_MS)
+    directory.announce(ITEMS[0])
     directory.receive(KEYS[1].peer_id, News((ITEMS[2],)), NOW_MS)
     assert directory.expire(NOW_MS + ADVERT_LIFE_MS) == []
     assert directory.expire(NOW_MS + ADVERT_LIFE_MS + 1) == [Forget(KEYS[1].peer_id)]
@@ -133,3 +136,38 @@ def test_a_stored_directory_is_judged_anew() -> None:
 
 def test_an_advert_is_its_type() -> None:
     assert isinstance(open_item(ITEMS[0], mesh=MESH, now_ms=NOW_MS)[0].body, Advert)
+
+
+def test_what_a_newcomer_lacks_is_told_in_messages_that_fit_a_frame() -> None:
+    directory = Directory(KEYS[0].peer_id, MESH)
+    many = [key(number) for number in range(100, 140)]
+    wide = tuple((f"label-{number}", "x" * 200) for number in range(64))
+    for one in many:
+        directory.receive(one.peer_id, News((item_of(one, labels=wide),)), NOW_MS)
+
+    effects = directory.receive(KEYS[1].peer_id, Have(()), NOW_MS)
+
+    messages = [one.message for one in effects if isinstance(one, Tell)]
+    told = [item for one in messages if isinstance(one, News) for item in one.items]
+    assert len(told) == len(many)
+    assert len(messages) > 1
+    for message in messages:
+        encode_frame(Frame(Kind.MESSAGE, CHANNEL, encode(message)))
+
+
+def test_a_device_past_its_grace_still_knows_itself() -> None:
+    directory = Directory(KEYS[0].peer_id, MESH)
+    years_later = item_of(KEYS[0], number=3, now_ms=NOW_MS + 3 * 365 * 86_400_000)
+    directory.announce(Item(years_later.advert, ITEMS[0].chain))
+    assert book(directory) == {KEYS[0].peer_id: (1, 3)}
+
+
+def test_who_is_no_member_any_more_is_forgotten_and_to_be_cut_off() -> None:
+    directory = Directory(KEYS[0].peer_id, MESH)
+    end = check_chain(chain_of(KEYS[1]), mesh=MESH, subject=KEYS[1].peer_id, now_ms=NOW_MS)
+    late = item_of(KEYS[1], number=3, now_ms=end.grace_until_ms)
+    assert directory.receive(
+        KEYS[2].peer_id, News((Item(late.advert, ITEMS[2].chain),)), end.grace_until_ms
+    )
+    assert directory.expire(end.grace_until_ms) == []
+    assert directory.expire(end.grace_until_ms + 1) == [Forget(KEYS[1].peer_id, no_member=True)]

@@ -1,0 +1,225 @@
+"""Who else is there, and how do we stay in touch? Drives directory and dialling over links and store.
+
+What one peer learns of another rests in the store: its advert, and for ever where it was last
+known to be. A changed address, a wake from sleep or a clock that was set makes every peer due for
+a dial, and this one's advert new.
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import trio
+
+from covey.gossip import advert as adverts
+from covey.gossip.advert import Advert, AdvertMessage, Item
+from covey.gossip.dialling import AddressRecord, Dialling
+from covey.gossip.directory import Directory, DirectoryEffect, Forget, Keep, Tell
+from covey.gossip.host import Host
+from covey.gossip.links import Links
+from covey.gossip.network import LinkDown, LinkUp
+from covey.identity.errors import NotAdmitted, Unavailable
+from covey.identity.keys import Keypair, PeerId
+from covey.identity.wire import KIB, decode, decode_union, encode
+
+from .home import MeshFile
+from .schema import Database
+from .store import Change, Store
+
+log = logging.getLogger(__name__)
+
+DIAL_S = 5.0
+LOOK_S = 5.0
+# The two clocks drift by less in LOOK_S; more is a clock that was set, or a device that slept.
+JUMP_MS = 2_000
+ITEM_BYTES_MAX = 64 * KIB
+MESSAGE_BYTES_MAX = 1024 * KIB
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What neighbours are kept with."""
+
+    keypair: Keypair
+    mesh: MeshFile
+    store: Store
+    links: Links
+    directory: Directory
+    dialling: Dialling
+    now_ms: Callable[[], int]
+
+
+class Neighbours:
+    """The other peers, as this one knows them. Run `serve` in a nursery once the host listens.
+
+    Args:
+        parts: what they are kept with.
+        describe: this peer's advert, given its number.
+        learned: told when the directory has changed: what waits may be placed now.
+        changed: told of each peer that came, went or changed.
+        jumped: told by how many milliseconds the wall clock was set.
+    """
+
+    def __init__(
+        self,
+        parts: Surroundings,
+        *,
+        describe: Callable[[int], Advert],
+        learned: Callable[[], None],
+        changed: Callable[[PeerId], None],
+        jumped: Callable[[int], None],
+    ) -> None:
+        self._parts = parts
+        self._describe = describe
+        self._learned = learned
+        self._changed = changed
+        self._jumped = jumped
+        self._number = 0
+        self._host: Host
+        self._due = trio.Event()
+        parts.links.on_link(self._link_changed)
+        parts.links.on_message(adverts.CHANNEL, self._heard)
+
+    async def serve(
+        self, host: Host, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        """Remember who was known, then dial and look around until cancelled."""
+        self._host = host
+        self._take_up_stored()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._dial)
+            nursery.start_soon(self._look_around)
+            task_status.started()
+
+    def announce(self) -> None:
+        """Tell the mesh what this peer offers now."""
+        parts = self._parts
+        self._number += 1
+        advert = self._describe(self._number)
+        sealed = adverts.seal_advert(advert, mesh=parts.mesh.id, keypair=parts.keypair)
+        self._carry_out(parts.directory.announce(Item(sealed, parts.mesh.chain)))
+
+    async def sweep(self) -> None:
+        """Forget who is over its time, and renew this peer's own advert in time."""
+        parts = self._parts
+        now_ms = parts.now_ms()
+        forgotten = parts.directory.expire(now_ms)
+        self._carry_out(forgotten)
+        for one in forgotten:
+            if isinstance(one, Forget) and one.no_member:
+                await self._host.evict(one.peer)
+        own = parts.directory.get(parts.keypair.peer_id)
+        if own is None or own.advert.issued_ms + adverts.RENEW_MS < now_ms:
+            self.announce()
+
+    # What is known
+
+    def _take_up_stored(self) -> None:
+        parts = self._parts
+        now, now_ms = trio.current_time(), parts.now_ms()
+        items = [
+            decode(row, Item, limit_bytes=ITEM_BYTES_MAX)
+            for _, row in parts.store.scan(Database.ADVERT)
+        ]
+        parts.directory.restore(items, now_ms)
+        for peer, addresses in parts.mesh.bootstrap:
+            parts.dialling.remember(PeerId(peer), addresses, now)
+        for _, row in parts.store.scan(Database.ADDRESS):
+            record = decode(row, AddressRecord)
+            parts.dialling.remember(PeerId(record.peer), record.addresses, now)
+
+    def _link_changed(self, event: LinkUp | LinkDown) -> None:
+        parts = self._parts
+        now = trio.current_time()
+        match event:
+            case LinkUp(peer, _):
+                parts.dialling.connected(peer, now)
+                self._carry_out(parts.directory.link_up(peer))
+            case LinkDown(peer, _):
+                parts.dialling.disconnected(peer, now)
+                parts.directory.link_down(peer)
+        self._due.set()
+        self._changed(event.peer)
+
+    def _heard(self, sender: PeerId, body: bytes) -> None:
+        message: AdvertMessage = decode_union(body, AdvertMessage, limit_bytes=MESSAGE_BYTES_MAX)
+        parts = self._parts
+        self._carry_out(parts.directory.receive(sender, message, parts.now_ms()))
+
+    def _carry_out(self, effects: Sequence[DirectoryEffect]) -> None:
+        parts = self._parts
+        changes: list[Change] = []
+        for effect in effects:
+            match effect:
+                case Tell(to, message):
+                    parts.links.send(to, adverts.CHANNEL, encode(message))
+                case Keep(entry):
+                    key = entry.peer.encode()
+                    addresses = entry.advert.addresses
+                    changes.append(Change(Database.ADVERT, key, encode(entry.item)))
+                    if parts.dialling.remember(entry.peer, addresses, trio.current_time()):
+                        record = AddressRecord(entry.peer, addresses)
+                        changes.append(Change(Database.ADDRESS, key, encode(record)))
+                        self._due.set()
+                    self._changed(entry.peer)
+                case Forget(peer):
+                    changes.append(Change(Database.ADVERT, peer.encode(), None))
+        if changes:
+            # Heard again from any neighbour, should the disk not take it now.
+            parts.store.put(changes, _log_failure)
+            self._learned()
+
+    # Staying in touch
+
+    async def _dial(self) -> None:
+        dialling = self._parts.dialling
+        async with trio.open_nursery() as nursery:
+            while True:
+                self._due = trio.Event()
+                for dial in dialling.tick(trio.current_time()):
+                    nursery.start_soon(self._dial_one, dial.peer, dial.addresses)
+                with trio.move_on_at(dialling.deadline):
+                    await self._due.wait()
+
+    async def _dial_one(self, peer: PeerId, addresses: Sequence[str]) -> None:
+        dialling = self._parts.dialling
+        try:
+            await self._host.dial(peer, addresses, timeout_s=DIAL_S)
+        except Unavailable as error:
+            log.debug("dial.failed", extra={"peer": peer, "why": str(error)})
+            dialling.failed(peer, trio.current_time())
+        except NotAdmitted as error:
+            if error.code != "duplicate":
+                log.warning("dial.refused", extra={"peer": peer, "why": str(error)})
+            dialling.failed(peer, trio.current_time(), refused=error.code != "duplicate")
+        else:
+            dialling.succeeded(peer)
+        self._due.set()
+
+    async def _look_around(self) -> None:
+        """Notice another address, a clock that was set, or a sleep, and act on it."""
+        parts = self._parts
+        addresses = self._host.addresses()
+        apart_ms = self._apart_ms()
+        while True:
+            await trio.sleep(LOOK_S)
+            before, apart_before_ms = addresses, apart_ms
+            addresses, apart_ms = self._host.addresses(), self._apart_ms()
+            jump_ms = apart_ms - apart_before_ms
+            if abs(jump_ms) < JUMP_MS and addresses == before:
+                continue
+            log.info("surroundings.changed", extra={"jump_ms": jump_ms, "addresses": addresses})
+            if abs(jump_ms) >= JUMP_MS:
+                self._jumped(jump_ms)
+            parts.dialling.network_changed(trio.current_time())
+            self._due.set()
+            self.announce()
+
+    def _apart_ms(self) -> int:
+        """Return how far the wall clock is from the monotonic one."""
+        return self._parts.now_ms() - int(trio.current_time() * 1000)
+
+
+def _log_failure(error: Unavailable | None) -> None:
+    if error is not None:
+        log.error("store.commit_failed", extra={"why": str(error)})
