@@ -6,6 +6,7 @@ COVEY_CHAOS_ROUNDS (10) and COVEY_CHAOS_SEED (1) choose how long and which.
 import os
 import random
 import shutil
+import signal
 import sys
 import tempfile
 import threading
@@ -66,7 +67,7 @@ def finished(client: Client, name: str) -> TaskView | None:
     return task if task.state in TERMINAL_STATES else None
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def mesh() -> Iterator[LocalMesh]:
     """`bootstrap` and `worker` have models and do the work; `origin` hands it in."""
     root = Path(tempfile.mkdtemp(prefix="cv"))
@@ -140,6 +141,35 @@ def test_a_killed_peer_costs_no_acknowledged_task(
         assert sum(one.state == "done" for one in now.attempts) == 1
     tell(capsys, f"{len(ended)} acknowledged tasks, each done once; {lost_attempts} lost attempts")
     assert lost_attempts > 0, "no kill hit any work: nothing was shown"
+
+
+def test_a_frozen_peer_shows_no_error_and_its_work_is_done_by_another(mesh: LocalMesh) -> None:
+    """SIGSTOP: its sockets stay open, and nothing says that it is gone."""
+    origin = mesh.peers["origin"]
+    asked = {"prompt": "Write a long story about a lighthouse.", "max_tokens": 200}
+    task = origin.client.submit("chat", asked, labels={"role": "worker"})
+    running = wait_until(
+        lambda: one if (one := origin.client.task(task.id)).state == "running" else None,
+        "it runs",
+        timeout_s=30,
+    )
+    assert running.peer_name is not None
+    frozen = mesh.peers[running.peer_name]
+    frozen.kill(signal.SIGSTOP)
+    try:
+        ended = origin.client.wait(task.id, timeout_s=60)
+        assert ended.state == "done"
+        assert ended.peer_name != frozen.name
+        first = ended.attempts[0]
+        assert (first.peer_name, first.state) == (frozen.name, "lost")
+        assert "silent" in first.reason
+    finally:
+        frozen.kill(signal.SIGCONT)
+    for peer in mesh.peers.values():
+        wait_for_peers(peer, len(mesh.peers) - 1)
+    again = origin.client.run("chat", {"prompt": "Hi", "max_tokens": 4}, peer=frozen.name)
+    assert again.state == "done", "the peer that was frozen works again"
+    assert origin.client.task(task.id) == ended
 
 
 def tell(capsys: pytest.CaptureFixture[str], text: str) -> None:
