@@ -42,7 +42,7 @@ def task_of(request: SubmitRequest, origin: PeerId, *, nonce: bytes, now_ms: int
     check_need(need)
     deadline_s = request.deadline_s if request.deadline_s is not None else DEADLINE_S_DEFAULT
     if not 0 < deadline_s <= DEADLINE_S_MAX:
-        raise Misuse(f"deadline_s is above 0 and at most {DEADLINE_S_MAX:g}, not {deadline_s:g}")
+        raise Misuse(f"deadline_s is above 0 and at most {DEADLINE_S_MAX:.0f}, not {deadline_s:g}")
     if not -PRIORITY_MAX <= request.priority <= PRIORITY_MAX:
         raise Misuse(f"priority is -{PRIORITY_MAX} to {PRIORITY_MAX}, not {request.priority}")
     if request.key is not None:
