@@ -10,6 +10,8 @@ import pytest
 from end_to_end.readme import Shell, dpkg_log, lay_out, session_lines
 from end_to_end.test_readme import expected
 
+from covey.peer.local_mesh import wait_until
+
 pytestmark = [pytest.mark.end_to_end, pytest.mark.model, pytest.mark.netns]
 NAMES = (f"covey-a{os.getpid()}", f"covey-b{os.getpid()}")
 
@@ -75,3 +77,44 @@ def test_the_session_works_between_two_hosts(short_path: Path, namespaces: tuple
         finally:
             first.type("covey down")
             second.type("covey down")
+
+
+def test_a_host_that_gets_another_address_is_found_again(
+    short_path: Path, namespaces: tuple[str, str]
+) -> None:
+    lay_out(short_path)
+    here, there = (
+        Shell(short_path, short_path, listen=None, within=("ip", "netns", "exec", name))
+        for name in namespaces
+    )
+
+    def run(shell: Shell, line: str) -> str:
+        code, said = shell.type(line)
+        assert code == 0, f"{line}\n{said}\n{shell.notes()}"
+        return said
+
+    with here, there:
+        try:
+            run(here, "covey init --name gateway --found plant && covey up -d")
+            run(here, "covey invite > token")
+            run(there, "export COVEY_HOME=~/line-1")
+            run(there, "covey init --name line-1 && covey join < token && covey up -d")
+            wait_until(lambda: "10.99.7.2:" in line_1(run(here, "covey peers")), "it is linked")
+
+            ip("-n", namespaces[1], "address", "delete", "10.99.7.2/24", "dev", "cable")
+            ip("-n", namespaces[1], "address", "add", "10.99.7.3/24", "dev", "cable")
+
+            wait_until(
+                lambda: "10.99.7.3:" in line_1(run(here, "covey peers")),
+                "its new address is known, and it is linked",
+                timeout_s=60,
+            )
+        finally:
+            here.type("covey down")
+            there.type("covey down")
+
+
+def line_1(peers: str) -> str:
+    """Return the row of `covey peers` for a linked line-1; empty while it is not linked."""
+    rows = [row for row in peers.splitlines() if row.startswith("line-1")]
+    return rows[0] if rows and " up " in rows[0] else ""
