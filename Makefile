@@ -20,9 +20,9 @@ $(STAMP): requirements.lock pyproject.toml
 	@test -n "$(PYTHON)" || { echo "covey needs Python 3.11, 3.12 or 3.13 with venv; none was found (name one: make PYTHON=/path/to/python3.11)"; exit 1; }
 	@echo "==> $$($(PYTHON) --version): making $(VENV) and installing what requirements.lock names (about 350 MB, no compiler needed)"
 	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip --disable-pip-version-check install --quiet --no-deps --only-binary :all: \
+	@$(BIN)/python -m pip --disable-pip-version-check install -qq --no-deps --only-binary :all: \
 		--no-binary varint,python-baseconv -r requirements.lock
-	@$(BIN)/python -m pip --disable-pip-version-check install --quiet --no-deps --no-build-isolation -e .
+	@$(BIN)/python -m pip --disable-pip-version-check install -qq --no-deps --no-build-isolation -e .
 	@# trio_typing (which libp2p imports) brings stubs of an old trio, which would hide trio's own types.
 	@rm -rf $(VENV)/lib/python*/site-packages/trio-stubs
 	@touch $@
