@@ -20,6 +20,7 @@ from types import FrameType
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
@@ -61,7 +62,9 @@ class Story:
     def say(self, text: str) -> None:
         """Print a paragraph; further lines of it are indented as its first is."""
         body = text.lstrip(" ")
-        self.console.print(Padding(Text.from_markup(body), (0, 0, 0, len(text) - len(body))))
+        self.console.print(
+            Padding(Text.from_markup(body), (0, 0, 0, len(text) - len(body)), expand=False)
+        )
 
     @contextmanager
     def timed(self, what: str) -> Generator[None]:
@@ -187,10 +190,17 @@ def work_next_to_the_data(
     _show(story, "classify", classified)
     counts = _result(classified)["counts"]
     story.say("    labels: " + ", ".join(f"{label} {count}" for label, count in counts.items()))
-    with story.timed("extract a reading from a sentence"):
+    fields = {"type": "object", "properties": log.fields}
+    with story.timed("extract fields from the last 3 lines, where they lie"):
+        taken = client.run("extract", {"schema": fields, "tail": 3}, data="machine-log", wait_s=120)
+    _show(story, "extract", taken)
+    for item in _result(taken)["items"]:
+        story.say(f"    {escape(json.dumps(item['fields']))}")
+    with story.timed("extract a reading from a sentence that the gateway has"):
         extracted = client.run("extract", {"schema": READING_SCHEMA, "text": READING}, wait_s=120)
     _show(story, "extract", extracted)
-    story.say(f"    '{READING}' -> {json.dumps(_result(extracted)['items'][0]['fields'])}")
+    reading = json.dumps(_result(extracted)["items"][0]["fields"])
+    story.say(f"    '{READING}' -> {escape(reading)}")
     asked: list[TaskView] = []
     asking = threading.Thread(target=lambda: asked.append(_ask(archive, QUESTION)))
     with story.timed("summarise 200 lines on archive, while archive itself asks a question"):
@@ -198,14 +208,14 @@ def work_next_to_the_data(
         summed = client.run("summarize", {"tail": 200}, data="machine-log", wait_s=120)
         asking.join(120)
     _show(story, "summarize", summed)
-    story.say(f"    {_result(summed)['text']}")
+    story.say(f"    {escape(_result(summed)['text'])}")
     story.say(
         f"    [dim](worded by: {_result(summed)['worded_by']}; each number in it is checked "
         "against the lines)[/]"
     )
     for answer in asked:
         _show(story, "chat", answer)
-        story.say(f"    {_result(answer)['text'].strip()}")
+        story.say(f"    {escape(_result(answer)['text'].strip())}")
     story.say(
         "  [dim]The model is small (135 M parameters): it words and extracts. It decides nothing here: "
         "labels come from embeddings, counts and trends from code, and severity is never judged.[/]"
@@ -231,7 +241,7 @@ def _show(story: Story, what: str, task: TaskView) -> None:
         f"  [bold]{what}[/] ran on [bold]{task.peer_name}[/] in {whole_ms / 1000:.2f} s, "
         f"{(task.run_ms or 0) / 1000:.2f} s of it the skill itself"
     )
-    story.say(f"    [dim]why there: {last.why}[/]")
+    story.say(f"    [dim]why there: {escape(last.why)}[/]")
     story.facts.setdefault("tasks", []).append(
         {
             "id": task.id,
@@ -262,7 +272,8 @@ def lose_a_peer(story: Story, gateway: LocalPeer, workers: list[LocalPeer]) -> N
     for attempt in ended.attempts:
         reason = attempt.reason or attempt.why
         story.say(
-            f"    attempt {attempt.number} on {attempt.peer_name}: {attempt.state}  [dim]{reason}[/]"
+            f"    attempt {attempt.number} on {attempt.peer_name}: {attempt.state}  "
+            f"[dim]{escape(reason)}[/]"
         )
     _show(story, "chat", ended)
     _result(ended)

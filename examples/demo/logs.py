@@ -7,6 +7,7 @@ import shutil
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 LINES_MIN = 20
 KEPT_LINES = 400
@@ -23,15 +24,25 @@ PACKAGE_LOGS = (
 
 @dataclass(frozen=True, slots=True)
 class MachineLog:
-    """Real lines of this machine, and the labels that fit them."""
+    """Real lines of this machine, and what can be asked of such lines."""
 
     what: str
     path: Path
     labels: tuple[str, ...]
+    fields: dict[str, dict[str, Any]]
+    """Properties of a JSON schema: what `extract` is to take out of each line."""
 
 
 PACKAGE_LABELS = ("install", "remove", "configure", "upgrade", "other")
 SYSTEM_LABELS = ("network", "storage", "hardware", "service", "security", "other")
+PACKAGE_FIELDS: dict[str, dict[str, Any]] = {
+    "time": {"type": "string"},
+    "action": {"enum": ["install", "upgrade", "configure", "trigproc", "remove", "status"]},
+    "package": {"type": "string", "description": "name of the package"},
+}
+SYSTEM_FIELDS: dict[str, dict[str, Any]] = {
+    "component": {"type": "string", "description": "device or service that the line is about"},
+}
 
 
 def find_log(folder: Path) -> MachineLog:
@@ -48,13 +59,13 @@ def find_log(folder: Path) -> MachineLog:
         if len(lines) >= LINES_MIN:
             path = folder / f"{command[0]}.log"
             path.write_text("\n".join(lines[-KEPT_LINES:]) + "\n")
-            return MachineLog(what, path, SYSTEM_LABELS)
+            return MachineLog(what, path, SYSTEM_LABELS, SYSTEM_FIELDS)
     for path in KERNEL_LOGS:
         if _is_long_enough(path):
-            return MachineLog("the kernel log", path, SYSTEM_LABELS)
+            return MachineLog("the kernel log", path, SYSTEM_LABELS, SYSTEM_FIELDS)
     for path in PACKAGE_LOGS:
         if _is_long_enough(path):
-            return MachineLog("the package manager's log", path, PACKAGE_LABELS)
+            return MachineLog("the package manager's log", path, PACKAGE_LABELS, PACKAGE_FIELDS)
     raise SystemExit(
         f"this machine has no readable log with {LINES_MIN} lines: tried journalctl, dmesg, "
         + ", ".join(str(path) for path in (*KERNEL_LOGS, *PACKAGE_LOGS))
