@@ -18,9 +18,10 @@ from covey.inference.engine import (
     Role,
 )
 from covey.inference.llamacpp_engine import LlamaCppEngine
-from covey.inference.model_files import add_model, list_models
-from covey.inference.pool import ModelFile, PoolSettings, open_pool
+from covey.inference.model_files import ModelFile, add_model, list_models
+from covey.inference.pool import open_pool
 from covey.inference.skills import SKILLS, Context, decode_request
+from covey.inference.worker_process import PoolSettings
 from covey.peer.home import model_cache
 from covey.peer.local_mesh import LocalMesh, wait_until
 

@@ -8,8 +8,9 @@ specification, version 3.
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
+from .architectures import EMBEDDING, TEXT
 from .errors import BadModel
 
 KEYS_MAX = 512
@@ -17,19 +18,25 @@ TENSORS_MAX = 20_000
 STRING_BYTES_MAX = 4 * 1024 * 1024
 ARRAY_ITEMS_MAX = 2_000_000
 HEADER_BYTES_MAX = 64 * 1024 * 1024
+# What a number in the header may be at most; llama.cpp itself takes no more layers.
+LAYERS_MAX = 512
+WIDTH_MAX = 1 << 20
+# Beyond every model's; what a request gets is limited by settings.
+CONTEXT_TOKENS_MAX = 1 << 24
 # Value types of GGUF: their sizes in bytes; 8 is a string, 9 an array.
 _SIZES: Mapping[int, tuple[str, int]] = {
     0: ("<B", 1), 1: ("<b", 1), 2: ("<H", 2), 3: ("<h", 2), 4: ("<I", 4), 5: ("<i", 4),
     6: ("<f", 4), 7: ("<?", 1), 10: ("<Q", 8), 11: ("<q", 8), 12: ("<d", 8),
 }  # fmt: skip
 _STRING, _ARRAY = 8, 9
+_INTEGERS = frozenset({0, 1, 2, 3, 4, 5, 10, 11})
 # Tensor types: elements and bytes of a block.
 _BLOCKS: Mapping[int, tuple[int, int]] = {
     0: (1, 4), 1: (1, 2), 2: (32, 18), 3: (32, 20), 6: (32, 22), 7: (32, 24), 8: (32, 34), 9: (32, 36),
     10: (256, 84), 11: (256, 110), 12: (256, 144), 13: (256, 176), 14: (256, 210), 15: (256, 292),
     16: (256, 66), 17: (256, 74), 18: (256, 98), 19: (256, 50), 20: (32, 18), 21: (256, 110), 22: (256, 82),
     23: (256, 136), 24: (1, 1), 25: (1, 2), 26: (1, 4), 27: (1, 8), 28: (1, 8), 29: (256, 56), 30: (1, 2),
-    34: (256, 54), 35: (256, 66), 39: (32, 17),
+    34: (256, 54), 35: (256, 66), 39: (32, 17), 40: (64, 36), 41: (128, 18),
 }  # fmt: skip
 _REMEDY = "fetch it again, or bring another file: covey models add FILE"
 
@@ -46,6 +53,8 @@ class Header:
     width: int
     heads: int
     kv_heads: int
+    kv_width: int
+    """Of one head: key and value together."""
     tokenizer: str
     vocabulary: int
     has_chat_template: bool
@@ -54,13 +63,12 @@ class Header:
     @property
     def is_embedding(self) -> bool:
         """Tell whether it makes vectors rather than text."""
-        return self.architecture in ("bert", "nomic-bert", "jina-bert-v2")
+        return self.architecture in EMBEDDING
 
     @property
     def kv_bytes_per_token(self) -> int:
         """Memory that one token of context takes, in half precision."""
-        head = self.width // max(1, self.heads)
-        return 2 * self.layers * self.kv_heads * head * 2
+        return self.layers * self.kv_heads * self.kv_width * 2
 
 
 class _Reader:
@@ -101,7 +109,7 @@ class _Reader:
         return self.take(size).decode("utf-8", errors="replace")
 
     def value(self) -> object:
-        """Return a value; of an array, its length, since none of its items is needed."""
+        """Return a value; of a list its length, unless it is one of a number for each layer."""
         kind = self.u32()
         if kind == _STRING:
             return self.string()
@@ -114,7 +122,7 @@ class _Reader:
             raise BadModel(f"a value of unknown type {kind} in the header")
         return self.number(*_SIZES[kind])
 
-    def _array(self) -> int:
+    def _array(self) -> int | tuple[int, ...]:
         kind, items = self.u32(), self.u64()
         if items > ARRAY_ITEMS_MAX:
             raise BadModel(
@@ -126,6 +134,8 @@ class _Reader:
                 if size > STRING_BYTES_MAX:
                     raise BadModel(f"a text of {size} bytes in the header")
                 self.skip(size)
+        elif kind in _INTEGERS and items <= LAYERS_MAX:
+            return tuple(int(self.number(*_SIZES[kind])) for _ in range(items))
         elif kind in _SIZES:
             self.skip(items * _SIZES[kind][1])
         else:
@@ -201,30 +211,53 @@ def _read_tensors(reader: _Reader, count: int) -> dict[str, tuple[int, int]]:
 
 
 def _header(values: Mapping[str, object], tensors: int) -> Header:
-    architecture = str(values.get("general.architecture", ""))
-    if not architecture or len(architecture) > 64:
+    architecture = values.get("general.architecture", "")
+    if not isinstance(architecture, str) or not architecture:
         raise BadModel("the header names no architecture")
-    width = _int(values, f"{architecture}.embedding_length", 0)
-    heads = _int(values, f"{architecture}.attention.head_count", 0)
-    kv_heads = _int(values, f"{architecture}.attention.head_count_kv", heads)
-    if width <= 0 or heads <= 0 or kv_heads <= 0 or width % heads or heads % kv_heads:
+    if architecture not in TEXT | EMBEDDING:
+        raise BadModel(
+            f"architecture {architecture[:64]!r} is not known here; bring a model of another kind, "
+            "or a newer covey"
+        )
+
+    def number(key: str, default: int, limit: int = WIDTH_MAX) -> int:
+        found = _int(values, f"{architecture}.{key}", default)
+        if not 0 < found <= limit:
+            raise BadModel(f"the header's {key} is {found}, not from 1 to {limit}")
+        return found
+
+    width = number("embedding_length", 0)
+    heads = number("attention.head_count", 0)
+    kv_heads = number("attention.head_count_kv", heads)
+    if width % heads or heads % kv_heads:
         raise BadModel(f"{heads} heads ({kv_heads} of keys) do not divide a width of {width}")
+    key_width = number("attention.key_length", width // heads)
+    value_width = number("attention.value_length", width // heads)
     return Header(
         architecture=architecture,
-        name=str(values.get("general.name", ""))[:128],
-        licence=str(values.get("general.license", ""))[:128],
-        context_tokens=max(0, _int(values, f"{architecture}.context_length", 0)),
-        layers=_int(values, f"{architecture}.block_count", 0),
+        name=_text(values, "general.name"),
+        licence=_text(values, "general.license"),
+        context_tokens=min(number("context_length", 0, 2**64), CONTEXT_TOKENS_MAX),
+        layers=number("block_count", 0, LAYERS_MAX),
         width=width,
         heads=heads,
         kv_heads=kv_heads,
-        tokenizer=str(values.get("tokenizer.ggml.model", ""))[:64],
+        kv_width=key_width + value_width,
+        tokenizer=_text(values, "tokenizer.ggml.model"),
         vocabulary=_int(values, "tokenizer.ggml.tokens", 0),
         has_chat_template="tokenizer.chat_template" in values,
         tensors=tensors,
     )
 
 
+def _text(values: Mapping[str, object], key: str) -> str:
+    value = values.get(key, "")
+    return value[:128] if isinstance(value, str) else ""
+
+
 def _int(values: Mapping[str, object], key: str, default: int) -> int:
+    """Return a number; of one for each layer the greatest (some layers may have no heads)."""
     value = values.get(key, default)
+    if isinstance(value, tuple):
+        return max(cast("tuple[int, ...]", value), default=default)
     return value if isinstance(value, int) else default

@@ -1,14 +1,18 @@
 """llama.cpp behind the `Engine` port, by xllamacpp. Runs only in a worker process; every trap of it
 is met here.
 
-xllamacpp 2026.10: its Server always opens a listener (here: a socket in a private folder, removed
-at once); it reports errors in two shapes; it swallows what a stream callback raises; only a stream
+xllamacpp 2026.10: its Server always opens a listener (here: a socket in a private folder, closed and
+removed at once); it reports errors in two shapes; it swallows what a stream callback raises; only a stream
 can be cancelled, and only at a token.
 """
 
 import contextlib
+import os
+import re
 import secrets
 import shutil
+import socket
+import stat
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,13 +21,15 @@ from typing import Any, cast
 import xllamacpp
 
 from .engine import Completion, GenerateRequest, LoadSpec, OnPiece
-from .errors import BadModel, ModelError, TooLong, Unsupported
+from .errors import BadModel, BadRequest, ModelError, TooLong, Unsupported
 
 # The library ships no types that a checker can follow.
 _native: Any = xllamacpp
-# Beyond this a prompt evaluates for seconds in which it cannot be cancelled.
+# An encoder works on a text whole: beyond this for seconds in which it cannot be cancelled.
 BATCH_TOKENS = 512
 CACHE_MIB = 64
+_SOCKET = "s.sock"
+_TOO_LARGE = re.compile(r"input \((\d+) tokens\) is too large")
 
 
 class LlamaCppEngine:
@@ -35,31 +41,21 @@ class LlamaCppEngine:
 
     def __init__(self, spec: LoadSpec) -> None:
         self._spec = spec
-        parameters = _native.CommonParams()
-        parameters.model.path = spec.path
-        parameters.n_ctx = spec.context_tokens
-        parameters.n_parallel = spec.slots
-        parameters.cpuparams.n_threads = spec.threads
-        parameters.cpuparams_batch.n_threads = spec.threads
-        parameters.verbosity = -1
-        # The default cache of idle prompts may take 8 GiB.
-        parameters.cache_ram_mib = CACHE_MIB
-        parameters.ui = False
-        parameters.endpoint_slots = False
-        if spec.role == "embedding":
-            parameters.embedding = True
-            parameters.n_batch = parameters.n_ubatch = BATCH_TOKENS
-        folder = Path(tempfile.mkdtemp(prefix="covey-llama-"))
+        parameters = parameters_of(spec)
+        folder = Path(tempfile.mkdtemp(prefix="covey-"))
         try:
-            # There is no way to have no listener: an unguessable key, and the socket is gone before
-            # anyone sees it.
-            parameters.hostnames = [str(folder / "s.sock")]
+            # There is no way to start without a listener: it has an unguessable key, in a folder that
+            # nobody else may enter, and is gone before anyone sees it. Requests never go through it.
+            # It is named from within its folder: a socket's path may have only some 100 bytes.
+            parameters.hostnames = [_SOCKET]
             parameters.api_keys = [secrets.token_hex(32)]
-            self._server: Any = _native.Server(parameters)
+            with contextlib.chdir(folder):
+                self._server: Any = _native.Server(parameters)
+            _end_listener()
         except (RuntimeError, ValueError) as error:
             raise BadModel(
-                f"llama.cpp cannot load {Path(spec.path).name}: {error}; it may be damaged, or of a "
-                "kind that this version does not know"
+                f"llama.cpp cannot load {Path(spec.path).name}: {error}; it may be damaged, of a "
+                "kind that this version does not know, or too large for the memory that is free"
             ) from error
         finally:
             shutil.rmtree(folder, ignore_errors=True)
@@ -90,6 +86,38 @@ class LlamaCppEngine:
         _raise_if_error(answer)
         rows: list[dict[str, Any]] = sorted(answer["data"], key=_index)
         return [[float(number) for number in row["embedding"]] for row in rows]
+
+
+def parameters_of(spec: LoadSpec) -> Any:
+    """Return what llama.cpp is told, without where it listens."""
+    parameters = _native.CommonParams()
+    parameters.model.path = str(Path(spec.path).absolute())
+    # Never 0: that means the file's own number.
+    parameters.n_ctx = max(1, spec.context_tokens)
+    parameters.n_parallel = spec.slots
+    parameters.cpuparams.n_threads = spec.threads
+    parameters.cpuparams_batch.n_threads = spec.threads
+    parameters.verbosity = -1
+    # The default cache of idle prompts may take 8 GiB.
+    parameters.cache_ram_mib = CACHE_MIB
+    parameters.ui = False
+    parameters.endpoint_slots = False
+    if spec.role == "embedding":
+        parameters.embedding = True
+        parameters.n_batch = parameters.n_ubatch = BATCH_TOKENS
+    return parameters
+
+
+def _end_listener() -> None:
+    """Shut this process's listening socket; its thread then ends by itself."""
+    for name in os.listdir("/dev/fd"):
+        # One of them is the listing's own, and gone by now; where a listener cannot be shut
+        # (macOS), it stays without a name that anybody could dial.
+        with contextlib.suppress(OSError):
+            if stat.S_ISSOCK(os.fstat(int(name)).st_mode):
+                with socket.socket(fileno=os.dup(int(name))) as one:
+                    if one.getsockname() == _SOCKET:
+                        one.shutdown(socket.SHUT_RDWR)
 
 
 def _index(row: dict[str, Any]) -> int:
@@ -179,13 +207,15 @@ def _raise_if_error(answer: Any) -> None:
         return
     if error.get("type") == "exceed_context_size_error":
         has, fits = error.get("n_prompt_tokens"), error.get("n_ctx")
-        raise TooLong(
-            f"the input has {has} tokens, the model takes {fits} with its answer; ask for less"
-        )
+        raise TooLong(f"the input has {has} tokens, the model takes {fits}; ask for less")
     message = str(error.get("message", error))
-    with contextlib.suppress(ValueError):
-        if int(error.get("code", 0)) == 501:
-            raise Unsupported(message)
-    if "too large" in message or "larger than" in message:
-        raise TooLong(f"the input is longer than the model takes: {message}")
+    if (long := _TOO_LARGE.search(message)) is not None:
+        raise TooLong(
+            f"the input has {long[1]} tokens, the model takes {BATCH_TOKENS}; ask for less"
+        )
+    code = str(error.get("code"))
+    if code == "501":
+        raise Unsupported(message)
+    if code == "400":
+        raise BadRequest(f"llama.cpp refuses the request: {message}")
     raise ModelError(message)

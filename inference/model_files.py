@@ -9,22 +9,51 @@ use a worker thread.
 import hashlib
 import os
 import shutil
-from collections.abc import Callable
+import stat as stat_module
+import threading
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
+import psutil
 
 from .catalogue import known_by_digest
 from .engine import ModelInfo
 from .errors import BadModel
 from .gguf_header import Header, probe
-from .pool import ModelFile
 
 SUFFIX = ".gguf"
 NAME_CHARACTERS_MAX = 64
+_NAME_RULE = f"use letters, digits, '.', '_' and '-', at most {NAME_CHARACTERS_MAX}"
+_PARTIAL = ".adding-"
 _CHUNK_BYTES = 1 << 20
-OnProgress = Callable[[int, int], None]
-"""Told (bytes done, bytes in all)."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFile:
+    """A model on disk that was probed and hashed."""
+
+    info: ModelInfo
+    path: Path
+    header: Header
+    changed_ns: int
+    """When it was changed last, as it was probed: what is changed since is not loaded."""
+
+    def check_unchanged(self) -> None:
+        """See that the file is still the one that was checked.
+
+        Raises:
+            BadModel: it is not.
+        """
+        try:
+            stat = self.path.stat()
+        except OSError as error:
+            raise BadModel(f"the file of model {self.info.name} is gone: {error}") from error
+        if (stat.st_size, stat.st_mtime_ns) != (self.info.size_bytes, self.changed_ns):
+            raise BadModel(
+                f"the file of model {self.info.name} was changed since it was checked; remove it and "
+                f"add it again: covey models rm {self.info.name}"
+            )
 
 
 class Note(msgspec.Struct, frozen=True, kw_only=True):
@@ -61,20 +90,23 @@ def add_model(
         BadModel: it is not a model; the folder is unchanged.
         OSError: it cannot be read, or there is no room.
     """
-    header = _probe(source)
-    digest = digest_of(source)
-    known = known_by_digest(digest)
-    wanted = name or (known.name if known else source.stem.lower())
-    if not _is_name(wanted):
-        raise BadModel(
-            f"{wanted!r} is no name for a model: use letters, digits, '.', '_' and '-', at most "
-            f"{NAME_CHARACTERS_MAX}: covey models add FILE --name NAME"
-        )
+    _probe(source)
+    if name is not None:
+        _check_name(name)
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    target = folder / f"{wanted}{SUFFIX}"
-    temporary = folder / f".{wanted}.{os.getpid()}"
+    _forget_partial(folder)
+    temporary = folder / f"{_PARTIAL}{os.getpid()}-{threading.get_ident()}"
     try:
         _place(source, temporary, link=link)
+        # What was placed is judged, not the source: that may have changed meanwhile.
+        header = _probe(temporary)
+        digest = digest_of(temporary)
+        known = known_by_digest(digest)
+        wanted = name or (known.name if known else source.stem.lower())
+        _check_name(wanted)
+        target = folder / f"{wanted}{SUFFIX}"
+        # A crash between these leaves a file without a note, never one with another file's.
+        _note_path(target).unlink(missing_ok=True)
         os.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
@@ -110,8 +142,11 @@ def digest_of(path: Path) -> str:
 
 
 def _load(path: Path) -> ModelFile:
+    if not _is_name(path.stem):
+        raise BadModel(f"{path.stem!r} is no name for a model; rename the file: {_NAME_RULE}")
+    # Before anything is read: what changes from here on is seen to have changed.
+    stat = _stat(path)
     header = _probe(path)
-    stat = path.stat()
     note = _read_note(path)
     if note is None or (note.size_bytes, note.changed_ns) != (stat.st_size, stat.st_mtime_ns):
         digest = digest_of(path)
@@ -143,17 +178,26 @@ def _model_file(path: Path, header: Header, note: Note) -> ModelFile:
         context_tokens=header.context_tokens,
         architecture=header.architecture,
     )
-    return ModelFile(info, path, header)
+    return ModelFile(info, path, header, note.changed_ns)
+
+
+def _stat(path: Path) -> os.stat_result:
+    try:
+        found = path.stat()
+    except FileNotFoundError as error:
+        raise BadModel(f"there is no file {path}") from error
+    if stat_module.S_ISDIR(found.st_mode):
+        raise BadModel(f"{path} is a folder, not a model file")
+    if not stat_module.S_ISREG(found.st_mode):
+        # Reading a pipe or a device might never end.
+        raise BadModel(f"{path} is a device or a pipe, not a model file")
+    return found
 
 
 def _probe(path: Path) -> Header:
-    try:
-        with path.open("rb") as file:
-            return probe(file, path.stat().st_size)
-    except FileNotFoundError as error:
-        raise BadModel(f"there is no file {path}") from error
-    except IsADirectoryError as error:
-        raise BadModel(f"{path} is a folder, not a model file") from error
+    size = _stat(path).st_size
+    with path.open("rb") as file:
+        return probe(file, size)
 
 
 def _place(source: Path, target: Path, *, link: bool) -> None:
@@ -171,6 +215,21 @@ def _place(source: Path, target: Path, *, link: bool) -> None:
         os.fsync(writer.fileno())
 
 
+def _forget_partial(folder: Path) -> None:
+    """Remove what a killed process had begun to add."""
+    for left in folder.glob(f"{_PARTIAL}*"):
+        maker = left.name.removeprefix(_PARTIAL).split("-")[0]
+        if not maker.isdecimal() or not psutil.pid_exists(int(maker)):
+            left.unlink(missing_ok=True)
+
+
+def _check_name(name: str) -> None:
+    if not _is_name(name):
+        raise BadModel(
+            f"{name!r} is no name for a model: {_NAME_RULE}: covey models add FILE --name NAME"
+        )
+
+
 def _is_name(name: str) -> bool:
     allowed = set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")
     return (
@@ -185,9 +244,14 @@ def _note_path(path: Path) -> Path:
 def _read_note(path: Path) -> Note | None:
     try:
         return msgspec.json.decode(_note_path(path).read_bytes(), type=Note)
-    except (FileNotFoundError, msgspec.MsgspecError):
+    except (FileNotFoundError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None
 
 
 def _write_note(path: Path, note: Note) -> None:
-    _note_path(path).write_bytes(msgspec.json.encode(note) + b"\n")
+    temporary = path.with_name(f"{_PARTIAL}{os.getpid()}-{threading.get_ident()}")
+    try:
+        temporary.write_bytes(msgspec.json.encode(note) + b"\n")
+        os.replace(temporary, _note_path(path))
+    finally:
+        temporary.unlink(missing_ok=True)

