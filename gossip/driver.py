@@ -47,6 +47,11 @@ log = logging.getLogger(__name__)
 FETCH_S = 30.0
 # Lazy records go with the next commit, or alone after this; losing them costs only a repetition.
 LAZY_S = 1.0
+# After a failed commit, what only time or this device itself calls for waits this long: a full disk
+# must not be tried without a pause.
+CALM_S = 1.0
+# Steps that wait for the disk; at this many nothing more is taken on until it has caught up.
+PENDING_MAX = 4096
 # An acceptance waits this long; an origin doubts an offer only after 5 s.
 ACCEPT_S = 0.01
 LAZY_ROWS_MAX = 512
@@ -100,6 +105,8 @@ class _Caller:
 
     done: trio.Event
     error: Unavailable | None = None
+    has_rows: bool = False
+    """Its own step has records in the transaction that it waits for."""
 
 
 Cores = tuple[Origin, Executions]
@@ -141,6 +148,8 @@ class Delivery:
         self._scopes: dict[tuple[PeerId, TaskId], trio.CancelScope] = {}
         self._waiters: dict[TaskId, list[trio.Event]] = {}
         self._watchers: list[Callable[[TaskId, TaskState], None]] = []
+        self._calm_at = -math.inf
+        self._start_over_at = -math.inf
         self._nursery: trio.Nursery | None = None
         self._poked = trio.Event()
         self._sleeping_until = -math.inf
@@ -155,16 +164,19 @@ class Delivery:
         """Take up what was unfinished, then drive the cores until cancelled."""
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
-            nursery.start_soon(self._accept)
-            self._restore()
-            task_status.started()
-            while True:
-                due = min(self.origin.deadline, self.executions.deadline, self._lazy_due)
-                self._sleeping_until = due
-                with trio.move_on_at(due):
-                    await self._poked.wait()
-                    self._poked = trio.Event()
-                self._tick()
+            try:
+                nursery.start_soon(self._accept)
+                self._take_up(self._records.unfinished())
+                task_status.started()
+                while True:
+                    due = self._sleeping_until = self._due
+                    with trio.move_on_at(due):
+                        await self._poked.wait()
+                        self._poked = trio.Event()
+                    self._step()
+            finally:
+                # What is still to be committed may yet be durable; nothing of it starts any more.
+                self._nursery = None
 
     async def submit(self, task: Task) -> None:
         """Take responsibility for a task; it is durable when this returns.
@@ -172,10 +184,16 @@ class Delivery:
         Raises:
             Unavailable: the disk does not take it now.
         """
+        self._check_ready()
         await self._durably(self.origin.submit(task, trio.current_time(), self._now_ms()))
 
     async def cancel(self, task_id: TaskId) -> None:
-        """Cancel an unfinished task; final when this returns."""
+        """Cancel an unfinished task; final when this returns.
+
+        Raises:
+            Unavailable: the disk does not take it now.
+        """
+        self._check_ready()
         now = trio.current_time()
         await self._durably(self.origin.cancel(task_id, now, self._now_ms()))
 
@@ -217,7 +235,8 @@ class Delivery:
         self._receive(sender, message)
 
     def _receive(self, sender: PeerId, message: Message) -> None:
-        if self._failed is not None:
+        # What is not taken in now is as if lost on the way: it is repeated, or missed in time.
+        if self._failed is not None or len(self._pending) >= PENDING_MAX:
             return
         now, now_ms = trio.current_time(), self._now_ms()
         match message:
@@ -244,20 +263,30 @@ class Delivery:
             raise Misuse("no such task was offered to you")
         return input_
 
-    def _tick(self) -> None:
+    @property
+    def _due(self) -> float:
+        """When `_step` is next due."""
+        if self._failed is not None:
+            return math.inf if self._pending else self._start_over_at
+        cores = max(self._calm_at, min(self.origin.deadline, self.executions.deadline))
+        return min(cores, self._lazy_due)
+
+    def _step(self) -> None:
+        """Do what is due."""
         now, now_ms = trio.current_time(), self._now_ms()
+        if self._failed is not None:
+            if not self._pending and now >= self._start_over_at:
+                self._start_over()
+            return
         if now >= self._lazy_due:
             self._flush_lazy()
-        if self._failed is not None:
-            return
         for peer, link in self._network.links().items():
             self.origin.heard(peer, link.heard_at)
         self._carry_out(self.origin.tick(now, now_ms))
         self._carry_out(self.executions.tick(now, now_ms))
 
-    def _restore(self) -> None:
+    def _take_up(self, kept: Kept) -> None:
         now, now_ms = trio.current_time(), self._now_ms()
-        kept = self._records.unfinished()
         self._carry_out(self.executions.restore(kept.runs, now, now_ms))
         self._carry_out(self.origin.restore(kept.tasks, kept.cancels, now, now_ms))
         for peer in self._network.links():
@@ -265,16 +294,20 @@ class Delivery:
 
     # Carrying out
 
-    async def _durably(self, effects: list[Effect]) -> None:
+    def _check_ready(self) -> None:
         if self._failed is not None:
-            raise self._failed
+            raise Unavailable(str(self._failed))
+        if len(self._pending) >= PENDING_MAX:
+            raise Unavailable(f"{PENDING_MAX} records wait for the disk already; try again later")
+
+    async def _durably(self, effects: list[Effect]) -> None:
         caller = _Caller(trio.Event())
         self._carry_out(effects, caller)
         # The step is taken and its record is on its way: leaving now would hide whether it counts.
         with trio.CancelScope(shield=True):
             await caller.done.wait()
         if caller.error is not None:
-            raise caller.error
+            raise Unavailable(str(caller.error)) from caller.error
 
     def _carry_out(self, effects: list[Effect], caller: _Caller | None = None) -> None:
         rows: list[Row] = []
@@ -288,6 +321,7 @@ class Delivery:
                 case _:
                     actions.append(effect)
         if caller is not None:
+            caller.has_rows = bool(rows)
             actions.append(caller)
         if rows:
             whole = [*((table, key, value) for (table, key), value in self._lazy.items()), *rows]
@@ -297,7 +331,7 @@ class Delivery:
             self._records.put(whole, self._committed)
         elif self._pending:
             self._pending[-1].extend(actions)
-        else:
+        elif self._failed is None:
             self._act(actions)
         self._poke()
 
@@ -327,23 +361,35 @@ class Delivery:
         self._failed = error or self._failed
         for action in actions:
             if isinstance(action, _Caller):
-                action.error = self._failed
+                # A step whose own records are durable will be read again, whatever failed before it.
+                if error is not None or not action.has_rows:
+                    action.error = self._failed
                 action.done.set()
-        if not self._pending:
-            self._start_over()
+        self._poke()
 
     def _start_over(self) -> None:
         """A commit failed: what the cores believe may not be true. Read it again."""
+        now = trio.current_time()
+        try:
+            kept = self._records.unfinished()
+        except CoveyError as error:
+            log.warning("store.not_read", extra={"why": str(error)})
+            self._start_over_at = now + CALM_S
+            return
         log.error("store.commit_failed", extra={"why": str(self._failed)})
+        former = self.executions
+        self.origin, self.executions = self._make()
         for scope in self._scopes.values():
             scope.cancel()
         self._scopes.clear()
         self._lazy.clear()
+        self._lazy_due = math.inf
         self._loopback.clear()
         self._acceptances.clear()
-        self.origin, self.executions = self._make()
         self._failed = None
-        self._restore()
+        self._calm_at = now + CALM_S
+        self._take_up(kept)
+        self._carry_out(self.executions.left_by(former))
 
     def _act(self, actions: list[_Action]) -> None:
         for action in actions:
@@ -351,12 +397,14 @@ class Delivery:
                 case Send(to, message):
                     self._send(to, message)
                 case Begin(run):
-                    self._start(partial(self._run, run))
+                    # Before it starts, so that a halt in the same moment finds it.
+                    scope = self._scopes[run.origin, run.task_id] = trio.CancelScope()
+                    self._start(partial(self._run, run, scope, self.executions))
                 case Fetch(origin, task_id):
                     self._start(partial(self._fetch, origin, task_id))
                 case Halt(origin, task_id):
-                    if (scope := self._scopes.get((origin, task_id))) is not None:
-                        scope.cancel()
+                    if (origin, task_id) in self._scopes:
+                        self._scopes[origin, task_id].cancel()
                 case Changed(task_id, state):
                     self._tell(task_id, state)
                 case _Caller():
@@ -415,17 +463,16 @@ class Delivery:
         if self._nursery is not None:
             self._nursery.start_soon(work)  # type: ignore[arg-type]  # a partial of an async method
 
-    async def _run(self, run: Run) -> None:
+    async def _run(self, run: Run, scope: trio.CancelScope, executions: Executions) -> None:
         key = (run.origin, run.task_id)
-        executions = self.executions
         ended = Ended("failed", b"", "stopped")
-        with trio.CancelScope() as scope:
-            self._scopes[key] = scope
+        with scope:
             try:
+                await trio.sleep_until(self._calm_at)
                 ended = await self._runner.run(run, partial(self._progressed, run))
             except CoveyError as error:
                 ended = Ended("failed", b"", str(error))
-            except Exception:  # the supervisor of runs: a skill's bug must not end the daemon
+            except (Exception, SystemExit):  # the supervisor: a skill's bug must not end the daemon
                 log.exception("run.broke", extra={"task": run.task_id.hex()})
                 ended = Ended("failed", b"", "the skill broke; the daemon's log says where")
         if self._scopes.get(key) is scope:
@@ -433,8 +480,7 @@ class Delivery:
         if executions is not self.executions:
             return
         now = trio.current_time()
-        effects = self.executions.finished(*key, ended, now, self._now_ms())
-        self._carry_out(effects)
+        self._carry_out(executions.finished(*key, ended, now, self._now_ms()))
 
     def _progressed(self, run: Run, text: str) -> None:
         self._carry_out(self.executions.progressed(run.origin, run.task_id, text))
@@ -455,7 +501,7 @@ class Delivery:
         self._carry_out(self.executions.fetched(origin, task_id, input_, trio.current_time()))
 
     def _poke(self) -> None:
-        due = min(self.origin.deadline, self.executions.deadline, self._lazy_due)
+        due = self._due
         if due < self._sleeping_until:
             self._sleeping_until = due
             self._poked.set()

@@ -5,24 +5,36 @@ An offer is answered by an acceptance or a decline; an outcome is repeated until
 a cancel. Every message may come twice, late, or never.
 """
 
+from typing import Annotated
+
 import msgspec
 
 from covey.identity.wire import KIB, decode_union, encode
 
-from .task import INPUT_WITH_OFFER_BYTES_MAX, RESULT_BYTES_MAX, Need
+from .task import (
+    INPUT_WITH_OFFER_BYTES_MAX,
+    NONCE_BYTES,
+    RESULT_BYTES_MAX,
+    TASK_ID_BYTES,
+    Need,
+)
 
 CHANNEL = "task"
 INPUT_CHANNEL = "input"
 MESSAGE_BYTES_MAX = RESULT_BYTES_MAX + INPUT_WITH_OFFER_BYTES_MAX + 8 * KIB
 REASON_CHARACTERS_MAX = 500
 
+# Ids become keys of the store, which takes no long ones: another length is refused at the edge.
+IdBytes = Annotated[bytes, msgspec.Meta(min_length=TASK_ID_BYTES, max_length=TASK_ID_BYTES)]
+NonceBytes = Annotated[bytes, msgspec.Meta(min_length=NONCE_BYTES, max_length=NONCE_BYTES)]
+
 
 class Offer(msgspec.Struct, frozen=True, array_like=True, tag="offer"):
     """Origin to executor: do this, within `left_ms` from now."""
 
-    task_id: bytes
+    task_id: IdBytes
     attempt: int
-    nonce: bytes
+    nonce: NonceBytes
     need: Need
     input: bytes | None
     """None: larger than rides with an offer; fetch it on channel `input`."""
@@ -35,7 +47,7 @@ class Offer(msgspec.Struct, frozen=True, array_like=True, tag="offer"):
 class Accepted(msgspec.Struct, frozen=True, array_like=True, tag="accepted"):
     """Executor to origin: it is mine while this incarnation lives."""
 
-    task_id: bytes
+    task_id: IdBytes
     attempt: int
     incarnation: int
 
@@ -43,7 +55,7 @@ class Accepted(msgspec.Struct, frozen=True, array_like=True, tag="accepted"):
 class Declined(msgspec.Struct, frozen=True, array_like=True, tag="declined"):
     """Executor to origin: not I, and why."""
 
-    task_id: bytes
+    task_id: IdBytes
     attempt: int
     reason: str
     retry_ms: int
@@ -55,7 +67,7 @@ class Declined(msgspec.Struct, frozen=True, array_like=True, tag="declined"):
 class Progress(msgspec.Struct, frozen=True, array_like=True, tag="progress"):
     """Executor to origin: still at it."""
 
-    task_id: bytes
+    task_id: IdBytes
     attempt: int
     text: str
 
@@ -63,7 +75,7 @@ class Progress(msgspec.Struct, frozen=True, array_like=True, tag="progress"):
 class Delivered(msgspec.Struct, frozen=True, array_like=True, tag="outcome"):
     """Executor to origin: a sealed `Outcome` and the result that it names."""
 
-    task_id: bytes
+    task_id: IdBytes
     outcome: bytes
     result: bytes
 
@@ -71,19 +83,19 @@ class Delivered(msgspec.Struct, frozen=True, array_like=True, tag="outcome"):
 class Acknowledged(msgspec.Struct, frozen=True, array_like=True, tag="acknowledged"):
     """Origin to executor: the outcome is durable here, or not wanted."""
 
-    task_id: bytes
+    task_id: IdBytes
 
 
 class Cancel(msgspec.Struct, frozen=True, array_like=True, tag="cancel"):
     """Origin to executor: stop it, or never begin it."""
 
-    task_id: bytes
+    task_id: IdBytes
 
 
 class CancelAcknowledged(msgspec.Struct, frozen=True, array_like=True, tag="cancelled"):
     """Executor to origin: it does not run here and will not."""
 
-    task_id: bytes
+    task_id: IdBytes
 
 
 Message = (
@@ -91,6 +103,11 @@ Message = (
 )
 PAYLOAD = (Offer, Progress, Delivered)
 """Messages made from content; all others are control."""
+
+
+def as_reason(text: str) -> str:
+    """Return a text as it is told to others and kept: not too long, and nothing that is no text."""
+    return text[:REASON_CHARACTERS_MAX].encode(errors="replace").decode()
 
 
 def encode_message(message: Message) -> bytes:

@@ -7,11 +7,10 @@ restart. Execution is at least once, acceptance exactly once: the first outcome 
 whichever attempt, is accepted in one transaction with the task's state. Source: DESIGN.md 8.
 """
 
-import heapq
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from itertools import count
+from itertools import islice
 
 import msgspec
 
@@ -29,10 +28,12 @@ from .messages import (
     Delivered,
     Offer,
     Progress,
+    as_reason,
 )
 from .routing import Candidate, Finder, Nobody
 from .task import (
     INPUT_WITH_OFFER_BYTES_MAX,
+    NAME_CHARACTERS_MAX,
     OUTCOME_KIND,
     Outcome,
     Task,
@@ -41,6 +42,7 @@ from .task import (
     task_digest,
 )
 from .task_state import MOVES, TERMINAL, Attempt, CancelRecord, State, TaskState, Verdict
+from .timers import Timers
 
 # An offer that is not answered within this is tried elsewhere; an answer takes a round trip and no
 # commit.
@@ -48,9 +50,11 @@ OFFER_S = 5.0
 # The lease on a running task: four times the ttl of 3 s after which a silent peer is doubted.
 LEASE_S = 12.0
 CANCEL_RETRY_S = 3.0
-# A peer that lost or declined a task is not asked again at once.
+# A peer that lost a task is not asked again at once.
 AVOID_S = 2.0
-QUEUED_RETRY_S = 1.0
+# A peer that declines again and again is asked after twice as long each time, up to this.
+BUSY_S_MAX = 30.0
+QUEUED_RETRY_S = 30.0
 ATTEMPTS_MAX = 50
 RETENTION_MS = 7 * 86_400_000
 # Waiting tasks looked at in one step when something changed, so that a step stays short.
@@ -64,7 +68,10 @@ class _Live:
     ends_at: float
     digest: bytes
     avoid: dict[PeerId, float] = field(default_factory=lambda: dict[PeerId, float]())
+    declines: dict[PeerId, int] = field(default_factory=lambda: dict[PeerId, int]())
     progress: str = ""
+    # The current attempt was offered but once: if that cannot be sent, its peer never heard of it.
+    offered_once: bool = False
     # Bumped at each change of state: an older timer finds another value and does nothing.
     turn: int = 0
 
@@ -87,14 +94,16 @@ class Origin:
         self._mesh = mesh
         self._finder = finder
         self._live: dict[TaskId, _Live] = {}
-        self._timers: list[tuple[float, int, TaskId, int]] = []
-        self._order = count()
+        self._timers = Timers[tuple[TaskId, int | None]](self._is_due)
         self._queued: dict[TaskId, None] = {}
         self._at: dict[PeerId, dict[TaskId, None]] = {}
         self._heard: dict[PeerId, float] = {}
-        self._cancels: dict[PeerId, dict[TaskId, None]] = {}
+        # Until when each is worth repeating (now_ms).
+        self._cancels: dict[PeerId, dict[TaskId, int]] = {}
         self._cancels_due = math.inf
         self._wake: dict[TaskId, None] = {}
+        # What this device was doing for itself when it ended.
+        self._ask_again: list[TaskId] = []
         self.refused = 0
         """Outcomes that did not verify."""
 
@@ -103,8 +112,9 @@ class Origin:
     @property
     def deadline(self) -> float:
         """When `tick` is next due; `math.inf` while nothing waits."""
-        timer = self._timers[0][0] if self._timers else math.inf
-        return -math.inf if self._wake else min(timer, self._cancels_due)
+        if self._wake or self._ask_again:
+            return -math.inf
+        return min(self._timers.deadline, self._cancels_due)
 
     def state(self, task_id: TaskId) -> TaskState | None:
         """Return where an unfinished task stands."""
@@ -152,11 +162,10 @@ class Origin:
         An executor keeps its run across our restart, so it is first asked again about the same
         attempt; the task goes elsewhere when it has not been heard within the lease.
         """
-        effects: list[Effect] = []
         for record in cancels:
-            if record.until_ms > now_ms:
-                self._cancels.setdefault(PeerId(record.peer), {})[TaskId(record.task_id)] = None
-                self._cancels_due = now
+            waiting = self._cancels.setdefault(PeerId(record.peer), {})
+            waiting[TaskId(record.task_id)] = record.until_ms
+            self._cancels_due = now
         for task, state in records:
             if state.state in TERMINAL:
                 continue
@@ -169,8 +178,8 @@ class Origin:
             self._heard.setdefault(peer, now)
             self._arm(live, now + LEASE_S)
             if peer == self._me:
-                effects.append(Send(self._me, self._offer(live, now)))
-        return effects
+                self._ask_again.append(TaskId(task.id))
+        return []
 
     # What the world does
 
@@ -196,7 +205,7 @@ class Origin:
             case Accepted():
                 return self._accepted(live, now)
             case Progress():
-                live.progress = message.text[:500]
+                live.progress = as_reason(message.text)
                 return [*self._accepted(live, now), Changed(TaskId(message.task_id), live.state)]
             case Declined():
                 return self._declined(live, message, now, now_ms)
@@ -209,7 +218,8 @@ class Origin:
         """A peer is in reach: ask it again about what it was doing for us, and wake what waits."""
         self._heard[peer] = now
         effects: list[Effect] = [
-            Send(peer, self._offer(self._live[task_id], now)) for task_id in self._at.get(peer, ())
+            Send(peer, self._offer_again(self._live[task_id], now))
+            for task_id in self._at.get(peer, ())
         ]
         effects += [Send(peer, Cancel(task_id)) for task_id in self._cancels.get(peer, ())]
         self.wake()
@@ -220,12 +230,16 @@ class Origin:
         effects: list[Effect] = []
         for task_id in list(self._at.get(peer, ())):
             effects += self._lost(self._live[task_id], f"cut off: {why}", now, now_ms)
+        self._heard.pop(peer, None)
         return effects
 
     def undelivered(self, peer: PeerId, task_id: TaskId, now: float, now_ms: int) -> list[Effect]:
         """An offer could not even be sent."""
         live = self._live.get(task_id)
         if live is None or live.state.state != "offered" or live.last.peer != peer:
+            return []
+        if live.task.once and not live.offered_once:
+            # An earlier offer of the same attempt may have arrived, and have begun.
             return []
         live.avoid[peer] = now + AVOID_S
         return self._replace_attempt(live, "lost", "the link was gone or full", now, now_ms)
@@ -237,17 +251,20 @@ class Origin:
     def tick(self, now: float, now_ms: int) -> list[Effect]:
         """Do what time alone calls for."""
         effects: list[Effect] = []
-        for task_id in list(self._wake)[:WAKE_BATCH]:
+        for task_id in self._ask_again:
+            live = self._live.get(task_id)
+            if live is not None and live.state.state in ("offered", "running"):
+                effects.append(Send(self._me, self._offer_again(live, now)))
+        self._ask_again.clear()
+        for task_id in list(islice(self._wake, WAKE_BATCH)):
             del self._wake[task_id]
             live = self._live.get(task_id)
             if live is not None and live.state.state == "queued":
                 effects += self._place(live, now, now_ms)
-        while self._timers and self._timers[0][0] <= now:
-            _, _, task_id, turn = heapq.heappop(self._timers)
-            live = self._live.get(task_id)
-            if live is not None and turn in (live.turn, -1):
-                effects += self._due(live, now, now_ms)
+        for task_id, _ in self._timers.due(now):
+            effects += self._due(self._live[task_id], now, now_ms)
         if now >= self._cancels_due:
+            effects += self._forget_cancels(now_ms)
             effects += self._cancel_again(now)
         return effects
 
@@ -261,22 +278,29 @@ class Origin:
         self._live[task_id] = live
         if state.state == "queued":
             self._queued[task_id] = None
-        heapq.heappush(self._timers, (ends_at, next(self._order), task_id, -1))
+        self._timers.arm(ends_at, (task_id, None))
         return live
 
     def _arm(self, live: _Live, when: float) -> None:
         live.turn += 1
-        entry = (min(when, live.ends_at), next(self._order), TaskId(live.task.id), live.turn)
-        heapq.heappush(self._timers, entry)
+        self._timers.arm(min(when, live.ends_at), (TaskId(live.task.id), live.turn))
+
+    def _is_due(self, timer: tuple[TaskId, int | None]) -> bool:
+        live = self._live.get(timer[0])
+        return live is not None and timer[1] in (live.turn, None)
 
     def _due(self, live: _Live, now: float, now_ms: int) -> list[Effect]:
         if now >= live.ends_at:
             return self._expire(live, now, now_ms)
         if live.state.state == "queued":
             return self._place(live, now, now_ms)
+        if live.last.peer == self._me:
+            # This device cannot fall silent towards itself: what it loses, it loses with this core.
+            self._arm(live, live.ends_at)
+            return []
         if live.state.state == "offered":
             return self._lost(live, f"no answer within {OFFER_S:g} s", now, now_ms)
-        silent_since = self._heard.get(PeerId(live.last.peer), now)
+        silent_since = self._heard.get(PeerId(live.last.peer), -math.inf)
         if now < silent_since + LEASE_S:
             self._arm(live, silent_since + LEASE_S)
             return []
@@ -292,8 +316,9 @@ class Origin:
         live.avoid = {peer: until for peer, until in live.avoid.items() if until > now}
         found = self._finder.find(task.need, live.avoid)
         match found:
-            case Nobody(reason):
-                retry_at = min([*live.avoid.values(), now + 30.0])
+            case Nobody(lacking):
+                reason = as_reason(lacking)
+                retry_at = min([*live.avoid.values(), now + QUEUED_RETRY_S])
                 changed = live.state.state != "queued" or live.state.reason != reason
                 self._move(live, "queued", reason)
                 self._arm(live, max(retry_at, now + 0.05))
@@ -304,8 +329,9 @@ class Origin:
                     Changed(TaskId(task.id), live.state),
                 ]
             case Candidate(peer, way, why):
-                number = len(live.state.attempts) + 1
-                attempt = Attempt(number, peer, way, why, "offered", "", now_ms)
+                number = self._number_for(live, peer)
+                attempt = Attempt(number, peer, way, as_reason(why), "offered", "", now_ms)
+                live.offered_once = True
                 self._move(live, "offered", f"offered to {peer}", attempt=attempt)
                 self._at.setdefault(peer, {})[TaskId(task.id)] = None
                 self._arm(live, now + OFFER_S)
@@ -314,6 +340,20 @@ class Origin:
                     Send(peer, self._offer(live, now)),
                     Changed(TaskId(task.id), live.state),
                 ]
+
+    def _number_for(self, live: _Live, peer: PeerId) -> int:
+        """Number the attempt at `peer`: a peer that only asked to be asked later keeps its number."""
+        attempts = live.state.attempts
+        # Not of a task that may run once: a decline that comes late would be taken for an answer.
+        if attempts and not live.task.once:
+            last = attempts[-1]
+            if last.peer == peer and last.state == "declined":
+                return last.number
+        return len(attempts) + 1
+
+    def _offer_again(self, live: _Live, now: float) -> Offer:
+        live.offered_once = False
+        return self._offer(live, now)
 
     def _offer(self, live: _Live, now: float) -> Offer:
         task = live.task
@@ -334,8 +374,11 @@ class Origin:
         self, live: _Live, state: State, reason: str, *, attempt: Attempt | None = None
     ) -> None:
         before = live.state
+        reason = as_reason(reason)
         assert state == before.state or state in MOVES[before.state], (before.state, state)
-        attempts = before.attempts if attempt is None else (*before.attempts, attempt)
+        attempts = before.attempts
+        if attempt is not None:
+            attempts = (*attempts[: attempt.number - 1], attempt)
         live.state = msgspec.structs.replace(before, state=state, reason=reason, attempts=attempts)
         if state == "queued":
             self._queued[TaskId(live.task.id)] = None
@@ -350,23 +393,26 @@ class Origin:
         self._at.get(PeerId(last.peer), {}).pop(TaskId(live.task.id), None)
         if last.ended_ms:
             return
-        ended = msgspec.structs.replace(last, state=state, reason=reason, ended_ms=now_ms)
+        ended = msgspec.structs.replace(
+            last, state=state, reason=as_reason(reason), ended_ms=now_ms
+        )
         attempts = (*live.state.attempts[:-1], ended)
         live.state = msgspec.structs.replace(live.state, attempts=attempts)
 
     def _accepted(self, live: _Live, now: float) -> list[Effect]:
-        if live.state.state != "offered":
-            return []
         last = msgspec.structs.replace(live.last, state="running")
-        live.state = msgspec.structs.replace(live.state, attempts=(*live.state.attempts[:-1], last))
-        self._move(live, "running", f"running at {last.peer}")
+        reason = f"running at {last.peer}"
+        if live.state.state == "running" and live.state.reason == reason:
+            return []
+        # Also when it is heard of again: it is not unknown any more.
+        self._move(live, "running", reason, attempt=last)
         self._arm(live, now + LEASE_S)
         task_id = TaskId(live.task.id)
         # Losing this record costs one question to the executor: no commit of its own.
         return [Save(Table.STATE, task_id, live.state, lazy=True), Changed(task_id, live.state)]
 
     def _declined(self, live: _Live, message: Declined, now: float, now_ms: int) -> list[Effect]:
-        reason = message.reason[:500]
+        reason = as_reason(message.reason)
         if message.begun and live.task.once:
             # Only that executor can know; the deadline ends the wait.
             self._move(live, live.state.state, f"unknown at {live.last.peer}: {reason}")
@@ -375,9 +421,13 @@ class Origin:
                 Save(Table.STATE, live.task.id, live.state),
                 Changed(TaskId(live.task.id), live.state),
             ]
+        peer = PeerId(live.last.peer)
         never_again = live.ends_at
-        until = now + message.retry_ms / 1000 if message.retry_ms > 0 else never_again
-        live.avoid[PeerId(live.last.peer)] = until
+        retry_s = message.retry_ms / 1000
+        before = live.declines.get(peer, 0)
+        live.declines[peer] = before + 1
+        wait_s = max(retry_s, min(BUSY_S_MAX, retry_s * 2.0 ** min(before, 16)))
+        live.avoid[peer] = now + wait_s if retry_s > 0 else never_again
         return self._replace_attempt(live, "declined", reason, now, now_ms)
 
     def _lost(self, live: _Live, why: str, now: float, now_ms: int) -> list[Effect]:
@@ -404,11 +454,11 @@ class Origin:
         if live.task.once and where in ("offered", "running"):
             why = f"unknown at {live.last.peer}: its deadline passed without word"
             return self._end(live, "failed", why, now, now_ms)
-        doing = {
-            "queued": f"while it waited: {live.state.reason}",
-            "offered": f"while offered to {live.last.peer}" if live.state.attempts else "",
-            "running": f"while it ran at {live.last.peer}" if live.state.attempts else "",
-        }[where]
+        if where == "queued":
+            doing = f"while it waited: {live.state.reason}"
+        else:
+            at = "offered to" if where == "offered" else "it ran at"
+            doing = f"while {at} {live.last.peer}"
         return self._end(live, "expired", f"its deadline passed {doing}", now, now_ms)
 
     def _end(self, live: _Live, state: State, reason: str, now: float, now_ms: int) -> list[Effect]:
@@ -433,7 +483,7 @@ class Origin:
         self._wake.pop(task_id, None)
         until_ms = live.task.deadline_ms + RETENTION_MS
         for peer in to_cancel:
-            self._cancels.setdefault(peer, {})[task_id] = None
+            self._cancels.setdefault(peer, {})[task_id] = until_ms
             self._cancels_due = min(self._cancels_due, now + CANCEL_RETRY_S)
         return [
             Save(Table.STATE, task_id, live.state),
@@ -471,15 +521,15 @@ class Origin:
             _ended(one, outcome, now_ms) if one.number == outcome.attempt else one
             for one in live.state.attempts
         )
-        self._at.get(PeerId(live.last.peer), {}).pop(task_id, None)
         live.state = msgspec.structs.replace(
             live.state,
             attempts=attempts,
             run_us=outcome.run_us,
-            model=outcome.model,
+            model=as_reason(outcome.model[:NAME_CHARACTERS_MAX]),
             executor=sender,
         )
-        reason = outcome.reason[:500] or f"done at {sender}"
+        self._close_attempt(live, "cancelled", "another attempt was done first", now_ms)
+        reason = as_reason(outcome.reason) or f"{outcome.state} at {sender}"
         effects = self._finish(live, outcome.state, reason, others, now, now_ms)
         verdict = Verdict(message.outcome, message.result)
         return [
@@ -514,8 +564,18 @@ class Origin:
         return [
             Send(peer, Cancel(task_id))
             for peer, ids in self._cancels.items()
-            for task_id in list(ids)[:WAKE_BATCH]
+            for task_id in islice(ids, WAKE_BATCH)
         ]
+
+    def _forget_cancels(self, now_ms: int) -> list[Effect]:
+        """Give up on peers that could not be told until no offer could be valid any more."""
+        over = [
+            (peer, task_id)
+            for peer, ids in self._cancels.items()
+            for task_id, until_ms in ids.items()
+            if until_ms <= now_ms
+        ]
+        return [one for key in over for one in self._cancel_acknowledged(*key)]
 
     def _cancel_acknowledged(self, sender: PeerId, task_id: TaskId) -> list[Effect]:
         waiting = self._cancels.get(sender, {})
@@ -541,7 +601,7 @@ def _is_current(live: _Live, sender: PeerId, attempt: int) -> bool:
 
 def _ended(attempt: Attempt, outcome: Outcome, now_ms: int) -> Attempt:
     return msgspec.structs.replace(
-        attempt, state=outcome.state, reason=outcome.reason[:500], ended_ms=now_ms
+        attempt, state=outcome.state, reason=as_reason(outcome.reason), ended_ms=now_ms
     )
 
 

@@ -6,12 +6,15 @@ names its neighbour: a mistyped limit must not silently be no limit.
 """
 
 import difflib
+import ipaddress
 import re
 import tomllib
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, cast, get_type_hints
 
 import msgspec
 
+from covey.gossip.task import LABELS_MAX, NAME_CHARACTERS_MAX
 from covey.identity.errors import Misuse
 
 SKILLS_DEFAULT = ("chat", "classify", "embed", "extract", "summarize")
@@ -53,13 +56,15 @@ class DataSource(_Part, frozen=True, kw_only=True):
     """
 
     file: str | None = None
+    """A file; its last lines are the data."""
     directory: str | None = None
+    """A directory; the last lines of its newest files are the data."""
     pattern: str = "*.log"
     """Which files of the directory, newest last."""
     command: tuple[str, ...] = ()
     """Program and arguments; its standard output is the data. It runs as this daemon's user."""
     timeout_s: float = 10.0
-    """A command that takes longer is ended, and its task fails."""
+    """In seconds. A command that takes longer is ended, and its task fails."""
 
     @property
     def kind(self) -> str:
@@ -119,15 +124,35 @@ class Config(_Part, frozen=True, kw_only=True):
     labels: dict[str, str] = {}
     """Free `key = "value"` that find this peer; they protect nothing."""
     data: dict[str, DataSource] = {}
+    """Data sources by name; others see the names, and never what is in them."""
     skills: tuple[str, ...] = SKILLS_DEFAULT
     """What this peer does for others. `covey.echo` is for measuring, and off by default."""
     listen: Listen = Listen()
+    """Where other peers reach this one."""
     api: Api = Api()
+    """The local API."""
     models: Models = Models()
+    """Models on this device, and what they may use."""
     tasks: Tasks = Tasks()
+    """How much work is taken on."""
     log: Log = Log()
+    """What the daemon says."""
 
 
+LEVELS = ("debug", "info", "warning", "error")
+# No wait without an end, and nothing that a mistyped zero makes a hundred times too much.
+RANGES: tuple[tuple[str, float, float], ...] = (
+    ("listen.port", 0, 65535),
+    ("api.port", 0, 65535),
+    ("models.threads", 0, 256),
+    ("models.context_tokens", 256, 1_048_576),
+    ("models.slots", 1, 64),
+    ("models.waiting", 0, 10_000),
+    ("models.idle_s", 1, 365 * 86_400),
+    ("tasks.running", 1, 256),
+    ("tasks.waiting", 0, 10_000),
+)
+TIMEOUT_S_RANGE = (0.1, 3600)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 
 
@@ -141,11 +166,14 @@ def parse_config(text: str, *, where: str) -> Config:
         tree = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{where} is not TOML: {error}") from error
+    for trouble in _unknown_keys(tree, Config, ""):
+        raise ConfigError(f"{where}: {trouble}")
     try:
         config = msgspec.convert(tree, Config, strict=True)
     except msgspec.ValidationError as error:
-        raise ConfigError(f"{where}: {_explained(str(error))}") from error
-    _check(config, where)
+        raise ConfigError(f"{where}: {_mistyped(tree, error)}") from error
+    for trouble in _troubles(config):
+        raise ConfigError(f"{where}: {trouble}")
     return config
 
 
@@ -160,95 +188,156 @@ def check_name(name: str, what: str) -> None:
 
 
 def write_config(config: Config) -> str:
-    """Return a first configuration as TOML, with comments."""
+    """Return a configuration as TOML, with a comment; `parse_config` reads it back."""
     lines = [
         "# covey: this peer. See docs/OPERATING.md; after a change: covey down; covey up -d",
         f"name = {_toml(config.name)}",
-        f"skills = {_toml(list(config.skills))}",
-        "",
-        "[listen]",
-        f"address = {_toml(config.listen.address)}",
-        f"port = {config.listen.port}",
-        *([f"announce = {_toml(list(config.listen.announce))}"] if config.listen.announce else []),
-        "",
-        "[api]",
-        f"tcp = {_toml(config.api.tcp)}",
-        f"port = {config.api.port}",
-        "",
-        "[labels]",
-        *(f"{_toml(key)} = {_toml(value)}" for key, value in config.labels.items()),
+        f"skills = {_toml(config.skills)}",
     ]
-    for name, source in config.data.items():
-        lines += ["", f"[data.{_toml(name)}]"]
-        if source.file is not None:
-            lines.append(f"file = {_toml(source.file)}")
-        elif source.directory is not None:
-            lines += [
-                f"directory = {_toml(source.directory)}",
-                f"pattern = {_toml(source.pattern)}",
-            ]
-        else:
-            lines.append(f"command = {_toml(list(source.command))}")
+    sections: list[tuple[str, Mapping[str, object]]] = [
+        ("listen", {"address": config.listen.address, "port": config.listen.port}),
+        ("api", {"tcp": config.api.tcp, "port": config.api.port}),
+        ("labels", config.labels),
+    ]
+    if config.listen.announce:
+        sections[0] = ("listen", {**sections[0][1], "announce": config.listen.announce})
+    for name, part in (("models", config.models), ("tasks", config.tasks), ("log", config.log)):
+        if chosen := _chosen(part):
+            sections.append((name, chosen))
+    sections += [(f"data.{_toml(name)}", _chosen(source)) for name, source in config.data.items()]
+    for name, rows in sections:
+        bare = name == "labels"
+        lines += ["", f"[{name}]"]
+        lines += [f"{_toml(key) if bare else key} = {_toml(value)}" for key, value in rows.items()]
     return "\n".join(lines) + "\n"
 
 
+def _chosen(part: msgspec.Struct) -> dict[str, object]:
+    """Return the fields that are not as they would be anyway."""
+    usual = type(part)()
+    return {
+        name: getattr(part, name)
+        for name in part.__struct_fields__
+        if getattr(part, name) != getattr(usual, name)
+    }
+
+
 def _toml(value: object) -> str:
-    # JSON's texts, booleans and lists are TOML's, too.
-    return msgspec.json.encode(value).decode()
+    # JSON's texts, numbers, booleans and lists are TOML's, too; but for DEL, which TOML wants escaped.
+    return msgspec.json.encode(value).decode().replace("\x7f", "\\u007f")
 
 
-def _explained(error: str) -> str:
-    unknown = re.search(r"unknown field `([^`]+)`", error)
-    if unknown is None:
-        return error
-    near = difflib.get_close_matches(unknown[1], _keys(Config), n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    return f"unknown key {unknown[1]!r}{_place(error)}{hint}"
+def _unknown_keys(tree: Mapping[str, Any], part: type[msgspec.Struct], place: str) -> Iterator[str]:
+    hints = get_type_hints(part)
+    for key, value in tree.items():
+        if key not in part.__struct_fields__:
+            yield f"unknown key {key!r}{f' in [{place}]' if place else ''}{_hint(key, part)}"
+        elif not isinstance(value, dict):
+            continue
+        elif key == "data":
+            for name, source in cast("dict[str, object]", value).items():
+                if isinstance(source, dict):
+                    inner = cast("dict[str, Any]", source)
+                    yield from _unknown_keys(inner, DataSource, f"data.{name}")
+        elif isinstance(hints[key], type) and issubclass(hints[key], _Part):
+            yield from _unknown_keys(cast("dict[str, Any]", value), hints[key], key)
 
 
-def _place(error: str) -> str:
-    place = re.search(r"at `\$\.?([^`]*)`", error)
-    return f" in [{place[1]}]" if place and place[1] else ""
+def _hint(key: str, part: type[msgspec.Struct]) -> str:
+    """Name the neighbour that may be meant: in the same section, else in another."""
+    if near := difflib.get_close_matches(key, part.__struct_fields__, n=1):
+        return f"; did you mean {near[0]!r}?"
+    for place, kind in _SECTIONS.items():
+        if kind is not part and key in kind.__struct_fields__:
+            return f"; {key!r} belongs in [{place}]" if place else f"; {key!r} belongs at the top"
+    return f"; there are: {', '.join(part.__struct_fields__)}"
 
 
-def _keys(part: Any) -> list[str]:
-    parts = (Config, Listen, Api, DataSource, Models, Tasks, Log)
-    return [name for one in parts for name in one.__struct_fields__] if part is Config else []
+_SECTIONS: dict[str, type[msgspec.Struct]] = {
+    "": Config,
+    "listen": Listen,
+    "api": Api,
+    "models": Models,
+    "tasks": Tasks,
+    "log": Log,
+    "data.NAME": DataSource,
+}
 
 
-def _check(config: Config, where: str) -> None:
-    try:
-        check_name(config.name, "name")
-        for key in config.labels:
-            check_name(key, "label")
-        for name in config.data:
-            check_name(name, "data source")
-    except Misuse as error:
-        raise ConfigError(f"{where}: {error}") from error
+def _mistyped(tree: Mapping[str, Any], error: msgspec.ValidationError) -> str:
+    """Return a type error with the place that it is at, by name."""
+    tables: list[tuple[str, object, Any]] = []
+    for section, kind in (("data", DataSource), ("labels", str)):
+        rows: object = tree.get(section)
+        if isinstance(rows, dict):
+            named = cast("dict[str, object]", rows)
+            tables += [(f"{section}.{name}", value, kind) for name, value in named.items()]
+    for place, value, kind in tables:
+        try:
+            msgspec.convert(value, kind, strict=True)
+        except msgspec.ValidationError as inner:
+            return _placed(inner, place)
+    return _placed(error, "")
+
+
+def _placed(error: msgspec.ValidationError, place: str) -> str:
+    what, _, path = str(error).partition(" - at `$")
+    if missing := re.fullmatch(r"Object missing required field `(\w+)`", what):
+        return f"{missing[1]} is missing"
+    where = f"{place}{path.rstrip('`')}".strip(".")
+    what = what[:1].lower() + what[1:].replace("`object`", "a table").replace("`", "")
+    return f"{where}: {what}" if where else what
+
+
+def _troubles(config: Config) -> Iterator[str]:
+    """Yield what types cannot say."""
+    yield from _awkward_names(config)
     for name, source in config.data.items():
-        given = [source.file is not None, source.directory is not None, bool(source.command)]
-        if sum(given) != 1:
-            raise ConfigError(
-                f"{where}: [data.{name}] needs exactly one of file, directory, command"
-            )
+        yield from _troubles_of_source(f"data.{name}", source)
     known = (*SKILLS_DEFAULT, ECHO_SKILL)
     for skill in config.skills:
         if skill not in known:
-            raise ConfigError(
-                f"{where}: skill {skill!r} is not known; there are: {', '.join(known)}"
-            )
-    for name, value, low, high in (
-        ("listen.port", config.listen.port, 0, 65535),
-        ("api.port", config.api.port, 0, 65535),
-        ("models.slots", config.models.slots, 1, 64),
-        ("models.context_tokens", config.models.context_tokens, 256, 1_048_576),
-        ("models.threads", config.models.threads, 0, 256),
-        ("tasks.running", config.tasks.running, 1, 256),
-        ("tasks.waiting", config.tasks.waiting, 0, 10_000),
-    ):
+            yield f"skill {skill!r} is not known; there are: {', '.join(known)}"
+    for name, low, high in RANGES:
+        section, field = name.split(".")
+        value = getattr(getattr(config, section), field)
         if not low <= value <= high:
-            raise ConfigError(f"{where}: {name} is {low} to {high}, not {value}")
-    if config.log.level not in ("debug", "info", "warning", "error"):
-        raise ConfigError(
-            f"{where}: log.level is debug, info, warning or error, not {config.log.level!r}"
+            yield f"{name} is {low} to {high}, not {value}"
+    if config.log.level not in LEVELS:
+        yield f"log.level is {', '.join(LEVELS[:-1])} or {LEVELS[-1]}, not {config.log.level!r}"
+    try:
+        ipaddress.ip_address(config.listen.address)
+    except ValueError:
+        yield (
+            f"listen.address is an IP address of this device, such as 0.0.0.0 for all, "
+            f"not {config.listen.address!r}"
         )
+    for address in config.listen.announce:
+        if not address.startswith("/"):
+            yield f"listen.announce takes multiaddrs such as /ip4/203.0.113.7/tcp/4001, not {address!r}"
+
+
+def _awkward_names(config: Config) -> Iterator[str]:
+    names = [(config.name, "name"), *((key, "label") for key in config.labels)]
+    names += [(name, "data source") for name in config.data]
+    for name, what in names:
+        try:
+            check_name(name, what)
+        except Misuse as error:
+            yield str(error)
+    if len(config.labels) > LABELS_MAX:
+        yield f"there are at most {LABELS_MAX} labels, not {len(config.labels)}"
+    for key, value in config.labels.items():
+        if len(value) > NAME_CHARACTERS_MAX:
+            yield f"label {key!r} has at most {NAME_CHARACTERS_MAX} characters, not {len(value)}"
+
+
+def _troubles_of_source(place: str, source: DataSource) -> Iterator[str]:
+    given = [source.file is not None, source.directory is not None, bool(source.command)]
+    if sum(given) != 1:
+        yield f"[{place}] needs exactly one of file, directory, command"
+    low, high = TIMEOUT_S_RANGE
+    if not low <= source.timeout_s <= high:
+        yield f"{place}.timeout_s is {low} to {high}, not {source.timeout_s}"
+    if not source.pattern or source.pattern.startswith("/"):
+        yield f"{place}.pattern names files below the directory, such as '*.log', not {source.pattern!r}"

@@ -17,7 +17,7 @@ from covey.identity.keystore import (
 )
 
 from .clock import Clock, SystemEntropy
-from .config import Api, Config, DataSource, Listen, check_name, write_config
+from .config import Api, Config, DataSource, Listen, check_name, parse_config, write_config
 from .home import Home, MeshFile, free_port
 
 
@@ -58,6 +58,7 @@ def begin(
     Raises:
         Conflict: there is a peer already.
         Misuse: a name, a path or an address cannot be.
+        Unavailable: the home cannot be made.
     """
     if home.is_made:
         raise Conflict(f"{home.path} holds a peer already; choose another COVEY_HOME")
@@ -67,19 +68,23 @@ def begin(
     for key in labels:
         check_name(key, "label")
     address, port = _listen(listen)
+    port = port or free_port(address)
     config = Config(
         name=name,
         labels=dict(labels),
         data={one: _source(one, place) for one, place in data.items()},
-        listen=Listen(address=address, port=port or free_port(address)),
-        api=Api(port=free_port("127.0.0.1")),
+        listen=Listen(address=address, port=port),
+        api=Api(port=_another_port(port)),
     )
+    text = write_config(config)
+    # What could not be read back would be found only by the first start.
+    parse_config(text, where=str(home.config_file))
     home.make()
     keypair = Keypair(entropy.draw(KEY_BYTES))
     mesh = passphrase = None
     if found is not None:
         mesh, passphrase = _found(home, found, keypair, entropy, clock.now_ms())
-    home.config_file.write_text(write_config(config))
+    home.config_file.write_text(text, encoding="utf-8")
     # The key last: it makes the home count as made.
     write_key(home.key_file, keypair)
     return Begun(keypair.peer_id, mesh, passphrase)
@@ -100,12 +105,19 @@ def _found(
 
 def _listen(text: str) -> tuple[str, int]:
     address, colon, port = text.rpartition(":")
-    if not colon or "]" in port:
+    if not colon or "]" in port or (":" in address and "]" not in address):
         address, port = text, "0"
     try:
         return address.strip("[]"), int(port)
     except ValueError as error:
         raise Misuse(f"--listen takes ADDRESS or ADDRESS:PORT, not {text!r}") from error
+
+
+def _another_port(taken: int) -> int:
+    """Return a free port of loopback for the API that is not the one to listen on."""
+    while (port := free_port("127.0.0.1")) == taken:
+        pass
+    return port
 
 
 def _source(name: str, place: str) -> DataSource:

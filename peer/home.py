@@ -9,6 +9,7 @@ import contextlib
 import fcntl
 import os
 import socket
+import time  # a pause before the lock is tried again; nothing is decided by it
 from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from pathlib import Path
 import msgspec
 
 from covey.identity.envelope import MeshId
-from covey.identity.errors import Conflict, Malformed, Misuse, NotFound
+from covey.identity.errors import Conflict, Malformed, Misuse, NotFound, Unavailable
 from covey.identity.keys import Keypair
 from covey.identity.keystore import read_key, write_private
 from covey.identity.wire import decode, encode
@@ -25,6 +26,8 @@ from .config import Config, ConfigError, parse_config
 
 # A Unix socket's path has at most 107 bytes on Linux and 103 on macOS.
 SOCKET_PATH_BYTES_MAX = 103
+# Who only asks whether a daemon runs holds the lock for an instant: that is no daemon.
+LOCK_TRIES, LOCK_PAUSE_S = 10, 0.01
 
 
 class MeshFile(msgspec.Struct, frozen=True, array_like=True):
@@ -108,15 +111,21 @@ class Home:
 
         Raises:
             Misuse: the path is too long for the socket.
+            Unavailable: the folders cannot be made.
         """
         if len(os.fsencode(self.socket)) > SOCKET_PATH_BYTES_MAX:
             raise Misuse(
                 f"{self.path} is too long: the socket below it would have more than "
                 f"{SOCKET_PATH_BYTES_MAX} bytes; choose a shorter COVEY_HOME"
             )
-        for folder in (self.path, self.run_folder, self.models_folder):
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self.run_folder.chmod(0o700)
+        try:
+            for folder in (self.path, self.run_folder, self.models_folder):
+                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self.run_folder.chmod(0o700)
+        except OSError as error:
+            raise Unavailable(
+                f"{self.path} cannot hold a peer: {error.strerror}; choose another COVEY_HOME"
+            ) from error
 
     def config(self) -> Config:
         """Return the configuration.
@@ -126,7 +135,7 @@ class Home:
             ConfigError: it cannot be used.
         """
         try:
-            text = self.config_file.read_text()
+            text = self.config_file.read_text(encoding="utf-8")
         except FileNotFoundError as error:
             raise NotFound(
                 f"no peer in {self.path}; make one with: covey init --name NAME"
@@ -145,6 +154,7 @@ class Home:
         Raises:
             NotFound: none yet.
             Malformed: the file is damaged.
+            Unavailable: it cannot be read.
         """
         try:
             data = self.mesh_file.read_bytes()
@@ -152,6 +162,8 @@ class Home:
             raise NotFound(
                 "this peer is in no mesh yet; join one with: covey join TOKEN"
             ) from error
+        except OSError as error:
+            raise Unavailable(f"{self.mesh_file} cannot be read: {error.strerror}") from error
         try:
             return decode(data, MeshFile)
         except Malformed as error:
@@ -171,13 +183,11 @@ class Home:
         self.make()
         handle = os.open(self.run_folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
         try:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
+            if not _try_lock(handle):
                 pid = os.pread(handle, 32, 0).decode(errors="replace").strip() or "unknown"
                 raise Conflict(
                     f"a daemon (pid {pid}) is running on {self.path} already; end it with: covey down"
-                ) from error
+                )
             os.ftruncate(handle, 0)
             os.pwrite(handle, f"{os.getpid()}\n".encode(), 0)
             yield
@@ -197,6 +207,19 @@ class Home:
         finally:
             os.close(handle)
         return False
+
+
+def _try_lock(handle: int) -> bool:
+    """Lock the file, and tell whether that was possible."""
+    for left in reversed(range(LOCK_TRIES)):
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            if left:
+                time.sleep(LOCK_PAUSE_S)
+        else:
+            return True
+    return False
 
 
 def model_cache() -> Path:

@@ -6,10 +6,11 @@ Changes are queued and committed together, as soon as the last commit is done; t
 failed. Reads see what is committed.
 """
 
+import logging
 import queue
 import threading
-from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,11 +22,16 @@ from covey.identity.errors import CoveyError, Unavailable
 
 from .schema import MIGRATIONS, SCHEMA_VERSION, Database
 
+log = logging.getLogger(__name__)
+
 # Reserved once and sparse: growing a live map is not safe (MEMORY.md 2.2). The file grows as it
 # fills.
 MAP_BYTES = 64 * 1024**3
 MAP_BYTES_MIN = 1024**3
+# What waits for a slow disk is in memory: beyond either, more is refused.
 WAITING_MAX = 20_000
+WAITING_BYTES_MAX = 256 * 1024**2
+CLOSE_S = 30.0
 _VERSION_KEY = b"version"
 _INCARNATION_KEY = b"incarnation"
 
@@ -44,7 +50,15 @@ class Change:
 
 
 Then = Callable[[Unavailable | None], None]
-_Queued = tuple[Sequence[Change], Then]
+
+
+@dataclass(frozen=True, slots=True)
+class _Queued:
+    changes: Sequence[Change]
+    then: Then
+    size_bytes: int
+    refused: str | None = None
+    """Why it is not even tried. It waits for its turn all the same, so that the order holds."""
 
 
 class Store:
@@ -52,9 +66,12 @@ class Store:
 
     def __init__(self, environment: lmdb.Environment, handles: dict[Database, Any]) -> None:
         self._environment = environment
+        self._path = Path(environment.path())
         self._handles = handles
         self._queue: queue.SimpleQueue[_Queued | None] = queue.SimpleQueue()
         self._waiting = 0
+        self._waiting_bytes = 0
+        self._ended = False
         self._token = trio.lowlevel.current_trio_token()
         self._thread = threading.Thread(target=self._write, name="covey-store", daemon=True)
         self.failure: str | None = None
@@ -65,12 +82,21 @@ class Store:
 
     def put(self, changes: Sequence[Change], then: Then) -> None:
         """Queue one transaction; `then` hears when it is durable, or why it is not. Never waits."""
+        size_bytes = sum(len(one.key) + len(one.value or b"") for one in changes)
+        refused = None
+        if self._ended:
+            self._token.run_sync_soon(then, Unavailable("the store is closed"))
+            return
         if self._waiting >= WAITING_MAX:
-            full = Unavailable(f"{WAITING_MAX} changes wait to be stored already; try again later")
-            self._token.run_sync_soon(then, full)
+            refused = f"{WAITING_MAX} changes wait to be stored already; try again later"
+        elif self._waiting and self._waiting_bytes + size_bytes > WAITING_BYTES_MAX:
+            refused = f"{WAITING_BYTES_MAX} bytes wait to be stored already; try again later"
+        if refused is not None:
+            self._queue.put(_Queued((), then, 0, refused))
             return
         self._waiting += 1
-        self._queue.put((changes, then))
+        self._waiting_bytes += size_bytes
+        self._queue.put(_Queued(changes, then, size_bytes))
 
     async def commit(self, changes: Sequence[Change]) -> None:
         """Store the changes as one transaction and return once they are durable.
@@ -90,7 +116,7 @@ class Store:
         with trio.CancelScope(shield=True):
             await done.wait()
         if errors:
-            raise errors[0]
+            raise Unavailable(str(errors[0])) from errors[0]
 
     def _write(self) -> None:
         """The writer's thread: commit everything that is queued, again and again."""
@@ -106,7 +132,11 @@ class Store:
                     ended = True
                     break
                 batch.append(another)
-            error = self._commit(batch)
+            try:
+                error = self._commit(batch)
+            except Exception as broken:  # the supervisor of writing: who waits must hear of it
+                log.exception("store.writer_broke")
+                error = Unavailable(f"the store could not write: {broken}")
             try:
                 self._token.run_sync_soon(self._tell, batch, error)
             except trio.RunFinishedError:
@@ -117,29 +147,36 @@ class Store:
     def _commit(self, batch: list[_Queued]) -> Unavailable | None:
         try:
             with self._environment.begin(write=True) as transaction:
-                for changes, _ in batch:
-                    for change in changes:
+                for queued in batch:
+                    for change in queued.changes:
                         handle = self._handles[change.database]
                         if change.value is None:
                             transaction.delete(change.key, db=handle)
                         else:
                             transaction.put(change.key, change.value, db=handle)
         except lmdb.Error as error:
-            return _explained(error, Path(self._environment.path()))
+            return _explained(error, self._path)
         return None
 
     def _tell(self, batch: list[_Queued], error: Unavailable | None) -> None:
+        tried = [queued for queued in batch if queued.refused is None]
         self.failure = None if error is None else str(error)
-        self._waiting -= len(batch)
-        for _, then in batch:
-            then(error)
+        self._waiting -= len(tried)
+        self._waiting_bytes -= sum(queued.size_bytes for queued in tried)
+        for queued in batch:
+            queued.then(error if queued.refused is None else Unavailable(queued.refused))
 
     # Reading
 
     def get(self, database: Database, key: bytes) -> bytes | None:
-        """Return a committed row."""
-        with self._environment.begin(db=self._handles[database]) as transaction:
-            return transaction.get(key)
+        """Return a committed row.
+
+        Raises:
+            Unavailable: it cannot be read.
+        """
+        with self._reading(database) as transaction:
+            row: bytes | None = transaction.get(key)
+            return row
 
     def scan(self, database: Database, *, prefix: bytes = b"") -> list[tuple[bytes, bytes]]:
         """Return the committed rows whose key begins with `prefix`, in key order."""
@@ -147,11 +184,11 @@ class Store:
 
     def count(self, database: Database) -> int:
         """Return how many rows a database has."""
-        with self._environment.begin() as transaction:
+        with self._reading(database) as transaction:
             return int(transaction.stat(self._handles[database])["entries"])
 
     def _rows(self, database: Database, prefix: bytes) -> Iterator[tuple[bytes, bytes]]:
-        with self._environment.begin(db=self._handles[database]) as transaction:
+        with self._reading(database) as transaction:
             cursor = transaction.cursor()
             found = cursor.set_range(prefix) if prefix else cursor.first()
             while found:
@@ -161,11 +198,27 @@ class Store:
                 yield key, cursor.value()
                 found = cursor.next()
 
-    def close(self) -> None:
-        """Commit what is queued, then close."""
+    @contextmanager
+    def _reading(self, database: Database) -> Generator[Any]:
+        try:
+            with self._environment.begin(db=self._handles[database]) as transaction:
+                yield transaction
+        except lmdb.Error as error:
+            raise _explained(error, self._path) from error
+
+    # Closing
+
+    def end(self) -> None:
+        """Take nothing more; what is queued is still committed."""
+        self._ended = True
         self._queue.put(None)
-        self._thread.join(timeout=30)
-        self._environment.close()
+
+    def close(self) -> None:
+        """Wait for the last commit, then close. Blocks; after `end`."""
+        self._thread.join(timeout=CLOSE_S)
+        # A disk that does not answer holds the writer: closing under it would crash.
+        if not self._thread.is_alive():
+            self._environment.close()
 
 
 @asynccontextmanager
@@ -181,6 +234,9 @@ async def open_store(path: Path, *, map_bytes: int = MAP_BYTES) -> AsyncGenerato
         environment.reader_check()
         handles = {one: environment.open_db(one.value.encode()) for one in Database}
         _migrate(environment, handles)
+    except lmdb.Error as error:
+        environment.close()
+        raise _explained(error, path) from error
     except BaseException:
         environment.close()
         raise
@@ -188,6 +244,7 @@ async def open_store(path: Path, *, map_bytes: int = MAP_BYTES) -> AsyncGenerato
     try:
         yield store
     finally:
+        store.end()
         with trio.CancelScope(shield=True):
             await trio.to_thread.run_sync(store.close)
 
@@ -202,7 +259,10 @@ async def next_incarnation(store: Store, now_ms: int) -> int:
 
 
 def _open(path: Path, map_bytes: int) -> lmdb.Environment:
-    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise Unavailable(f"the store at {path} cannot be made: {error.strerror}") from error
     size = map_bytes
     while True:
         try:
