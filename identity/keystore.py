@@ -63,6 +63,8 @@ def read_key(path: Path) -> Keypair:
 def write_private(path: Path, data: bytes) -> None:
     """Write a file of mode 0600 so that it appears whole and durable, or not at all."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    # Of a process that was killed and had the same number, as in a container each first one has.
+    temporary.unlink(missing_ok=True)
     handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     try:
         with os.fdopen(handle, "wb") as file:

@@ -27,9 +27,10 @@ from covey.gossip.host import Host, HostSettings, open_host
 from covey.gossip.joining import InviteDesk
 from covey.gossip.links import Links
 from covey.gossip.network import Load
-from covey.gossip.origin import Origin, forget
+from covey.gossip.origin import Origin
 from covey.gossip.routing import DirectoryFinder
 from covey.identity.certificate import Member, member_of
+from covey.identity.errors import Unavailable
 from covey.identity.keys import Keypair
 from covey.identity.keystore import write_private
 from covey.inference.engine import Role
@@ -49,9 +50,8 @@ from .invites import Invites
 from .logs import set_up_logs
 from .neighbours import Neighbours, Surroundings
 from .records import TaskRecords
-from .schema import Database
 from .service import Commands, Facts, Service
-from .store import Change, Store, next_incarnation, open_store
+from .store import Store, next_incarnation, open_store
 from .views import Finding, InviteRequest, InviteView, StatusView
 
 log = logging.getLogger(__name__)
@@ -314,14 +314,12 @@ class Daemon:
         """Forget what nobody can ask about any more."""
         while True:
             await trio.sleep(SWEEP_S)
-            await self.neighbours.sweep()
-            now_ms = self._parts.clock.now_ms()
-            erased = [
-                Change(Database(effect.table.value), effect.key, None)
-                for effect in forget(self.records.all_tasks(), now_ms)
-            ]
-            if erased:
-                await self._parts.store.commit(erased)
+            try:
+                await self.neighbours.sweep()
+                await self.records.sweep(self._parts.clock.now_ms())
+                self.service.recount()
+            except Unavailable as error:
+                log.warning("sweep.put_off", extra={"why": str(error)})
 
 
 @asynccontextmanager

@@ -3,6 +3,7 @@
 from covey.gossip.task import (
     DEADLINE_S_DEFAULT,
     DEADLINE_S_MAX,
+    PRIORITY_MAX,
     Need,
     Task,
     check_need,
@@ -14,7 +15,6 @@ from covey.identity.keys import PeerId
 
 from .views import SubmitRequest
 
-PRIORITY_MAX = 9
 KEY_CHARACTERS_MAX = 200
 
 

@@ -36,9 +36,11 @@ class Joined:
 def join_mesh(path: Path, token: str, *, clock: Clock | None = None) -> Joined:
     """Join the mesh that `token` invites to; what was granted is stored when this returns.
 
+    A member that joins its own mesh again gets a new certificate.
+
     Raises:
         NotFound: there is no peer in this home.
-        Conflict: it is in a mesh already, or its daemon runs.
+        Conflict: it is in another mesh, or an admin of this one, or its daemon runs.
         Malformed: it is no token.
         NotAdmitted: the inviter refused, or what it granted does not hold.
         Unavailable: the inviter cannot be reached.
@@ -48,15 +50,22 @@ def join_mesh(path: Path, token: str, *, clock: Clock | None = None) -> Joined:
         raise NotFound(f"no peer in {path}; make one first with: covey init --name NAME")
     invite = parse_token(token)
     with home.lock():
+        me = home.keypair().peer_id
         if home.mesh_file.exists():
-            mesh = home.mesh()
-            raise Conflict(f"this peer is in mesh {mesh.name!r} already; use another COVEY_HOME")
+            _check_renewal(home.mesh(), invite, me)
         clock = clock or Clock()
         joined = trio.run(_join, home.keypair(), invite, clock)
         # Its time is not judged by this device's clock, which may be the wrong one.
-        member_of(joined.mesh.chain, mesh=joined.mesh.id, subject=home.keypair().peer_id)
+        member_of(joined.mesh.chain, mesh=joined.mesh.id, subject=me)
         home.write_mesh(joined.mesh)
     return joined
+
+
+def _check_renewal(mesh: MeshFile, invite: Invite, me: PeerId) -> None:
+    if mesh.mesh != invite.mesh:
+        raise Conflict(f"this peer is in mesh {mesh.name!r} already; use another COVEY_HOME")
+    if member_of(mesh.chain, mesh=mesh.id, subject=me).role == "admin":
+        raise Conflict(f"this peer is an admin of mesh {mesh.name!r}; joining would make it less")
 
 
 class _NoListener:

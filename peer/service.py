@@ -1,5 +1,6 @@
 """What can this device be asked? Everything the local API offers, on top of the daemon's parts."""
 
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
@@ -10,8 +11,8 @@ from covey.gossip.directory import Directory, Entry
 from covey.gossip.driver import Delivery
 from covey.gossip.links import Links
 from covey.gossip.network import Load
-from covey.gossip.task import NONCE_BYTES, Task, TaskId
-from covey.gossip.task_state import TERMINAL, TaskState
+from covey.gossip.task import NONCE_BYTES, TASK_ID_BYTES, Task, TaskId
+from covey.gossip.task_state import MOVES, TERMINAL, TaskState
 from covey.identity.errors import Misuse, NotFound
 from covey.identity.keys import PeerId
 from covey.inference.pool import Pool
@@ -35,6 +36,7 @@ from .views import (
 
 LISTED_MAX = 1000
 WAIT_S_MAX = 3600.0
+UNFINISHED = frozenset(MOVES) - TERMINAL
 
 
 @dataclass(slots=True)
@@ -93,10 +95,7 @@ class Service:
         self._now_ms = now_ms
         self._draw = draw
         self._events = Events(now_ms)
-        self._counts: dict[str, int] = {}
-        self._states: dict[TaskId, str] = {}
-        for task, state in records.all_tasks():
-            self._task_counted(TaskId(task.id), state)
+        self._ended, self._unfinished = records.states()
         delivery.on_changed(self._task_changed)
 
     # Tasks
@@ -145,16 +144,17 @@ class Service:
 
     def tasks(self, state: str | None, limit: int) -> list[TaskView]:
         """Return this device's tasks, newest first."""
-        found = [
-            (task, kept)
-            for task, kept in self._records.all_tasks()
-            if state is None or self._live(task, kept).state == state
-        ]
-        found.sort(key=lambda item: item[0].submitted_ms, reverse=True)
-        return [
-            self._task_view(task, self._live(task, kept))
-            for task, kept in found[: max(1, min(limit, LISTED_MAX))]
-        ]
+        wanted = max(1, min(limit, LISTED_MAX))
+        views: list[TaskView] = []
+        # What is kept of an unfinished task may be a step behind.
+        kept_as = None if state is None else {state} if state in TERMINAL else UNFINISHED
+        for task, kept in self._records.newest(kept_as):
+            now = self._live(task, kept)
+            if state is None or now.state == state:
+                views.append(self._task_view(task, now))
+                if len(views) == wanted:
+                    break
+        return views
 
     async def cancel(self, name: str) -> TaskView:
         """Cancel a task; final when this returns. A finished one stays as it is."""
@@ -188,7 +188,7 @@ class Service:
             api=facts.api,
             peers_up=len(links),
             peers_known=sum(1 for _ in self._directory) - 1,
-            tasks={name: count for name, count in sorted(self._counts.items()) if count},
+            tasks=dict(sorted((self._ended + Counter(self._unfinished.values())).items())),
             models=tuple(info.name for info, _ in self._pool.models()),
             skills=self._own_skills(),
             traffic=traffic_view(self._links.traffic(), data_read_bytes=self._data.read_bytes),
@@ -259,33 +259,28 @@ class Service:
             self._events.tell("peer", peer=self._peer_view(entry))
 
     def _task_changed(self, task_id: TaskId, state: TaskState) -> None:
-        self._task_counted(task_id, state)
+        if state.state in TERMINAL:
+            self._unfinished.pop(task_id, None)
+            self._ended[state.state] += 1
+        else:
+            self._unfinished[task_id] = state.state
         self._events.tell("task", task=(task_id, state))
 
-    def _task_counted(self, task_id: TaskId, state: TaskState) -> None:
-        before = self._states.pop(task_id, None)
-        if before is not None:
-            self._counts[before] -= 1
-        self._counts[state.state] = self._counts.get(state.state, 0) + 1
-        if state.state not in TERMINAL:
-            self._states[task_id] = state.state
+    def recount(self) -> None:
+        """Count again: some tasks were forgotten."""
+        self._ended, _ = self._records.states()
 
     # Views
 
     def _resolve(self, name: str) -> TaskId:
-        if len(name) == 32:
-            try:
-                return TaskId(bytes.fromhex(name))
-            except ValueError:
-                pass
-        everything = self._records.all_tasks()
-        if name == "last" and everything:
-            return TaskId(max(everything, key=lambda item: item[0].submitted_ms)[0].id)
-        matching = [task.id for task, _ in everything if name and task.id.hex().startswith(name)]
+        if name == "last" and (newest := next(self._records.newest(), None)) is not None:
+            return TaskId(newest[0].id)
+        is_hex = 0 < len(name) <= 2 * TASK_ID_BYTES and set(name) <= set("0123456789abcdef")
+        matching = self._records.ids(name, 2) if is_hex else []
         if len(matching) != 1:
-            found = "no task" if not matching else f"{len(matching)} tasks"
+            found = "several tasks" if matching else "no task"
             raise NotFound(f"this device knows {found} {name!r}; see: covey tasks")
-        return TaskId(matching[0])
+        return matching[0]
 
     def _live(self, task: Task, kept: TaskState) -> TaskState:
         return self._delivery.origin.state(TaskId(task.id)) or kept

@@ -43,10 +43,21 @@ def task_view(
         peer_name=name(executor) if executor else None,
         way=last.way if last is not None else None,
         attempts=tuple(_attempt_view(one, name) for one in state.attempts),
-        result=msgspec.Raw(result) if result is not None else None,
+        result=_json(result),
         run_ms=state.run_us / 1000 if state.executor else None,
         model_used=state.model or None,
     )
+
+
+def _json(result: bytes | None) -> msgspec.Raw | None:
+    """Return a result as it came, if it is JSON: it was made by another peer, and nobody looked."""
+    if result is None:
+        return None
+    try:
+        msgspec.json.decode(result)
+    except (msgspec.MsgspecError, RecursionError):
+        return msgspec.Raw(msgspec.json.encode({"not-json": result[:200].decode(errors="replace")}))
+    return msgspec.Raw(result)
 
 
 def _attempt_view(attempt: Attempt, name: NameOf) -> AttemptView:

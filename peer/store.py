@@ -12,6 +12,7 @@ import threading
 from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -182,15 +183,33 @@ class Store:
         """Return the committed rows whose key begins with `prefix`, in key order."""
         return list(self._rows(database, prefix))
 
+    def after(self, database: Database, key: bytes, limit: int) -> list[tuple[bytes, bytes]]:
+        """Return at most `limit` committed rows whose keys come after `key`, in key order."""
+        return list(islice(self._rows(database, b"", from_key=key + b"\x00"), limit))
+
+    def before(self, database: Database, key: bytes, limit: int) -> list[tuple[bytes, bytes]]:
+        """Return at most `limit` committed rows whose keys come before `key`, the last one first."""
+        with self._reading(database) as transaction:
+            cursor = transaction.cursor()
+            found = cursor.prev() if cursor.set_range(key) else cursor.last()
+            rows: list[tuple[bytes, bytes]] = []
+            while found and len(rows) < limit:
+                rows.append((cursor.key(), cursor.value()))
+                found = cursor.prev()
+            return rows
+
     def count(self, database: Database) -> int:
         """Return how many rows a database has."""
         with self._reading(database) as transaction:
             return int(transaction.stat(self._handles[database])["entries"])
 
-    def _rows(self, database: Database, prefix: bytes) -> Iterator[tuple[bytes, bytes]]:
+    def _rows(
+        self, database: Database, prefix: bytes, *, from_key: bytes = b""
+    ) -> Iterator[tuple[bytes, bytes]]:
         with self._reading(database) as transaction:
             cursor = transaction.cursor()
-            found = cursor.set_range(prefix) if prefix else cursor.first()
+            start = max(prefix, from_key)
+            found = cursor.set_range(start) if start else cursor.first()
             while found:
                 key = cursor.key()
                 if not key.startswith(prefix):

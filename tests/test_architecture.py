@@ -33,6 +33,7 @@ MAY_DO_IO = {
     "peer/clock.py",
     "peer/logs.py",
     "peer/store.py",
+    "peer/records.py",
     "peer/home.py",
     "peer/data_sources.py",
     "peer/events.py",
