@@ -49,7 +49,7 @@ bench: models ## Measured speed, each figure beside its baseline
 	@$(BIN)/python benchmarks/bench.py $(BENCH_ARGS)
 
 bench-quality: models ## Accuracy of the skills on labelled items, beside the majority class
-	@$(BIN)/python benchmarks/quality.py
+	@$(BIN)/python benchmarks/quality.py $(BENCH_ARGS)
 
 laws: $(STAMP) ## The property tests and the simulator, longer
 	@HYPOTHESIS_PROFILE=long COVEY_SIM_SEEDS=400 $(BIN)/pytest -q tests -m "not end_to_end and not model and not netns"

@@ -10,6 +10,8 @@ from covey.inference.errors import BadRequest
 from .skill import Context, Skill
 
 MAX_TOKENS_MAX = 512
+# The next number means to llama.cpp that it draws a seed itself.
+SEED_MAX = 2**32 - 2
 
 
 class ChatRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -41,7 +43,11 @@ async def run(request: ChatRequest, context: Context) -> ChatResult:
         raise BadRequest(f"'max_tokens' is 1 to {MAX_TOKENS_MAX}, not {request.max_tokens}")
     if not 0.0 <= request.temperature <= 2.0:
         raise BadRequest(f"'temperature' is 0 to 2, not {request.temperature:g}")
+    if not 0 <= request.seed <= SEED_MAX:
+        raise BadRequest(f"'seed' is 0 to {SEED_MAX}, not {request.seed}")
     messages = request.messages or (ChatMessage("user", request.prompt or ""),)
+    if not any(one.content.strip() for one in messages):
+        raise BadRequest("nothing is asked: the text is blank")
     completion = await context.models.generate(
         GenerateRequest(
             messages=messages,

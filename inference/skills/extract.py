@@ -1,26 +1,34 @@
 """Skill `extract`: which values does a text give for these fields? Every value is a span of the
 input.
 
-For each sentence the candidates of each field are found by rules; where more than one is left, the
-model chooses among them by a schema that allows nothing else. So it cannot invent, only mistake one
-span for another. Numbers are converted by code.
+For each text the candidates of each field are found by rules (`spans`, `candidates`); where more
+than one is left, the model chooses among them by a schema that allows nothing else. So it cannot
+invent, only mistake one span for another. Numbers are converted by code.
 """
 
 from collections.abc import Mapping, Sequence
+from decimal import Decimal
 from typing import Any
 
 import jsonschema
 import msgspec
 
 from covey.inference.engine import ChatMessage, GenerateRequest
-from covey.inference.errors import BadRequest, Unsupported
+from covey.inference.errors import BadRequest, TooLong, Unsupported
 
+from .candidates import Field, candidates_of
 from .skill import Context, Skill, check_items
-from .spans import Span, find_spans
+from .spans import Span, number_of
 
 FIELDS_MAX = 16
 ITEMS_MAX = 200
-CANDIDATES_MAX = 24
+NAME_CHARACTERS_MAX = 64
+DESCRIPTION_CHARACTERS_MAX = 200
+CHOICES_MAX = 64
+# What one prompt holds of a text, and of fields with their options, in tokens: with the examples
+# and the answer it stays below the 1,024 that a request has by default.
+PROMPT_TEXT_TOKENS_MAX = 320
+PROMPT_FIELDS_TOKENS_MAX = 280
 _TYPES = ("string", "number", "integer", "boolean")
 _KEYWORDS = frozenset({"type", "description", "enum", "title", "examples"})
 _ROOT_KEYWORDS = frozenset(
@@ -35,31 +43,6 @@ _ROOT_KEYWORDS = frozenset(
         "$id",
     }
 )
-# Which kinds of span a field of this name is likely to be; the first that the sentence has is used.
-_HINTS: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
-    (("unit",), ("unit",)),
-    (("time", "date", "when", "timestamp"), ("time",)),
-    (("ip", "address", "host"), ("address", "identifier")),
-    (("path", "file", "directory", "mount"), ("path", "quoted")),
-    (("message", "quote", "title"), ("quoted", "word")),
-    (("metric", "quantity", "measure", "property", "what", "kind", "symptom"), ("word",)),
-    (
-        (
-            "machine",
-            "device",
-            "sensor",
-            "id",
-            "name",
-            "package",
-            "service",
-            "unit_id",
-            "component",
-            "node",
-        ),
-        ("identifier", "quoted", "word"),
-    ),
-)
-_ANY = ("identifier", "quoted", "path", "address", "time", "word", "unit")
 
 
 class ExtractRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -80,7 +63,7 @@ class Extracted(msgspec.Struct, frozen=True, kw_only=True):
     spans: dict[str, tuple[int, int]]
     """Where in the text each value stands."""
     missing: tuple[str, ...] = ()
-    """Required fields for which the text has no candidate."""
+    """Required fields for which no value was found."""
     chosen_by: dict[str, str] = {}
     """`only` candidate, or `model`."""
 
@@ -90,13 +73,6 @@ class ExtractResult(msgspec.Struct, frozen=True, kw_only=True):
 
     items: tuple[Extracted, ...]
     model: str = ""
-
-
-class _Field(msgspec.Struct, frozen=True):
-    name: str
-    type: str
-    description: str
-    choices: tuple[str, ...]
 
 
 EXAMPLES = (
@@ -128,14 +104,17 @@ async def run(request: ExtractRequest, context: Context) -> ExtractResult:
     for line, text in enumerate(items, start=1):
         if len(items) > 1:
             context.progress(f"{line} of {len(items)}")
-        candidates = {field.name: candidates_for(field, text) for field in fields}
-        chosen, by, used_now = await _choose(fields, text, candidates, request.model, context)
+        candidates = candidates_of(fields, text)
+        try:
+            chosen, by, used_now = await _choose(fields, text, candidates, request.model, context)
+        except TooLong as error:
+            raise TooLong(f"item {line}: {error}") from error
         used = used_now or used
         found.append(_extracted(line, fields, chosen, by, required))
     return ExtractResult(items=tuple(found), model=used)
 
 
-def read_schema(schema: Mapping[str, Any]) -> list[_Field]:
+def read_schema(schema: Mapping[str, Any]) -> list[Field]:
     """Return the fields of a flat object schema.
 
     Raises:
@@ -145,22 +124,29 @@ def read_schema(schema: Mapping[str, Any]) -> list[_Field]:
     try:
         jsonschema.Draft202012Validator.check_schema(dict(schema))
     except jsonschema.SchemaError as error:
-        raise BadRequest(f"not a JSON schema: {error.message}") from error
+        place = error.json_path
+        raise BadRequest(f"not a JSON schema, at {place!r}: {_short(error.message)}") from error
+    except RecursionError as error:
+        raise BadRequest("not a JSON schema that can be read: it is nested too deeply") from error
     if schema.get("type") != "object" or not schema.get("properties"):
         raise Unsupported("the schema must be an object with properties, at '$'")
     if unknown := set(schema) - _ROOT_KEYWORDS:
         raise Unsupported(f"extract cannot do {min(unknown)!r}, at '$'; it fills flat fields only")
     properties: dict[str, Any] = schema["properties"]
     if len(properties) > FIELDS_MAX:
-        raise Unsupported(f"at most {FIELDS_MAX} fields, not {len(properties)}")
+        raise Unsupported(f"at most {FIELDS_MAX} fields, not {len(properties)}, at '$.properties'")
     fields = [_field(name, entry) for name, entry in properties.items()]
     if strange := set(schema.get("required", ())) - set(properties):
-        raise BadRequest(f"required field {min(strange)!r} is not among the properties")
+        raise BadRequest(
+            f"required field {min(strange)!r} is not among the properties, at '$.required'"
+        )
     return fields
 
 
-def _field(name: str, entry: Any) -> _Field:
-    place = f"$.properties.{name}"
+def _field(name: str, entry: Any) -> Field:
+    place = f"$.properties.{_short(name)}"
+    if not name.strip() or len(name) > NAME_CHARACTERS_MAX:
+        raise BadRequest(f"a field's name has 1 to {NAME_CHARACTERS_MAX} characters, at {place!r}")
     try:
         described = msgspec.convert(entry, dict[str, Any])
     except msgspec.ValidationError as error:
@@ -170,50 +156,34 @@ def _field(name: str, entry: Any) -> _Field:
         raise Unsupported(f"extract fills {', '.join(_TYPES)}, not {kind!r}, at {place!r}")
     if unknown := set(described) - _KEYWORDS:
         raise Unsupported(f"extract cannot do {min(unknown)!r}, at {place!r}")
-    choices = described.get("enum", ())
-    if not all(isinstance(choice, str) for choice in choices):
-        raise Unsupported(f"an enum of texts only, at {place!r}")
-    return _Field(name, kind, str(described.get("description", "")), tuple(choices))
+    description = described.get("description", "")
+    if len(description) > DESCRIPTION_CHARACTERS_MAX:
+        raise BadRequest(
+            f"a description has at most {DESCRIPTION_CHARACTERS_MAX} characters, not "
+            f"{len(description)}, at {place!r}"
+        )
+    return Field(name, kind, description, _choices(described, kind, place))
 
 
-def candidates_for(field: _Field, text: str) -> list[Span]:
-    """Return the spans of `text` that could be the field's value."""
-    spans = find_spans(text)
-    if field.choices:
-        return [
-            Span(at, at + len(choice), choice, "choice")
-            for choice in field.choices
-            if (at := text.lower().find(choice.lower())) >= 0
-        ]
-    if field.type in ("number", "integer"):
-        numbers = [span for span in spans if span.kind == "number"]
-        whole = [span for span in numbers if _is_whole(span.text)]
-        return (whole if field.type == "integer" else numbers)[:CANDIDATES_MAX]
-    if field.type == "boolean":
-        return [
-            Span(at, at + len(word), word, "choice")
-            for word in ("true", "false")
-            if (at := text.find(word)) >= 0
-        ]
-    for kind in _kinds(field):
-        matching = [span for span in spans if span.kind == kind]
-        if matching:
-            return matching[:CANDIDATES_MAX]
-    return []
+def _choices(described: Mapping[str, Any], kind: str, place: str) -> tuple[str, ...]:
+    if "enum" not in described:
+        return ()
+    choices: list[Any] = described["enum"]
+    if kind != "string" or not all(isinstance(one, str) and one.strip() for one in choices):
+        raise Unsupported(f"an enum of texts only, at '{place}.enum'")
+    if not 1 <= len(choices) <= CHOICES_MAX:
+        raise Unsupported(
+            f"an enum has 1 to {CHOICES_MAX} texts, not {len(choices)}, at '{place}.enum'"
+        )
+    return tuple(choices)
 
 
-def _kinds(field: _Field) -> Sequence[str]:
-    words = set(
-        f"{field.name} {field.description}".lower().replace("_", " ").replace("-", " ").split()
-    )
-    for names, kinds in _HINTS:
-        if words & set(names):
-            return kinds
-    return _ANY
+def _short(text: str) -> str:
+    return text if len(text) <= 120 else text[:117] + "..."
 
 
 async def _choose(
-    fields: Sequence[_Field],
+    fields: Sequence[Field],
     text: str,
     candidates: Mapping[str, list[Span]],
     model: str | None,
@@ -221,41 +191,101 @@ async def _choose(
 ) -> tuple[dict[str, Span], dict[str, str], str]:
     chosen: dict[str, Span] = {}
     by: dict[str, str] = {}
-    open_fields: list[_Field] = []
+    options: dict[Field, list[str]] = {}
     for field in fields:
-        texts = {span.text for span in candidates[field.name]}
+        texts = list(dict.fromkeys(span.text for span in candidates[field.name]))
         if len(texts) == 1:
             chosen[field.name], by[field.name] = candidates[field.name][0], "only"
         elif texts:
-            open_fields.append(field)
-    if not open_fields:
-        return chosen, by, ""
-    options = {
-        field.name: list(dict.fromkeys(span.text for span in candidates[field.name]))
-        for field in open_fields
-    }
-    answer, used = await _ask_model(open_fields, text, options, model, context)
-    for field in open_fields:
-        wanted = answer.get(field.name)
-        span = next((one for one in candidates[field.name] if one.text == wanted), None)
-        # A model that was cut short chose nothing; the first candidate would be a guess.
-        if span is not None:
-            chosen[field.name], by[field.name] = span, "model"
+            options[field] = texts
+    used = ""
+    for asked in _prompts(options):
+        shown = _excerpt(text, min(candidates[field.name][0].start for field in asked))
+        answer, used = await _ask_model(asked, shown, model, context)
+        for field in asked:
+            wanted = answer.get(field.name)
+            span = next((one for one in candidates[field.name] if one.text == wanted), None)
+            # A model that was cut short chose nothing; the first candidate would be a guess.
+            if span is not None:
+                chosen[field.name], by[field.name] = span, "model"
+    _pair_units(fields, candidates, chosen, by)
     return chosen, by, used
 
 
+def _pair_units(
+    fields: Sequence[Field],
+    candidates: Mapping[str, list[Span]],
+    chosen: dict[str, Span],
+    by: dict[str, str],
+) -> None:
+    """A unit belongs to its number: where one number and one unit are asked for, it is the one behind it."""
+    numbers = [field.name for field in fields if field.type in ("number", "integer")]
+    units = [field.name for field in fields if field.wants_unit]
+    if len(numbers) != 1 or len(units) != 1 or numbers[0] not in chosen:
+        return
+    end = chosen[numbers[0]].end
+    beside = [span for span in candidates[units[0]] if 0 <= span.start - end <= 1]
+    if beside:
+        chosen[units[0]], by[units[0]] = beside[0], by[numbers[0]]
+
+
+def _prompts(options: Mapping[Field, list[str]]) -> list[dict[Field, list[str]]]:
+    """Return the fields that the model is asked for, in parts that fit its context."""
+    parts: list[dict[Field, list[str]]] = []
+    room = 0.0
+    for field, texts in options.items():
+        size = _tokens(field.name) + _tokens(field.description)
+        kept: list[str] = []
+        for text in texts:
+            if size + _tokens(text) > PROMPT_FIELDS_TOKENS_MAX:
+                break
+            kept.append(text)
+            size += _tokens(text)
+        if not kept:
+            continue
+        if size > room:
+            parts.append({})
+            room = PROMPT_FIELDS_TOKENS_MAX
+        parts[-1][field] = kept
+        room -= size
+    return parts
+
+
+def _tokens(text: str) -> float:
+    """Return about how many tokens a text is, rather too many."""
+    return 1 + sum(map(_share_of_token, text))
+
+
+def _share_of_token(sign: str) -> float:
+    if not sign.isascii():
+        return 3.0
+    return 0.4 if sign.isalpha() or sign == " " else 1.0
+
+
+def _excerpt(text: str, first: int) -> str:
+    """Return what the model is shown of a text, as one line: of a long one, the part that begins a
+    little before the first candidate.
+    """
+    # Beyond three characters for each token it is too long whatever they are.
+    if len(text) > 3 * PROMPT_TEXT_TOKENS_MAX or _tokens(text) > PROMPT_TEXT_TOKENS_MAX:
+        text = text[max(0, first - 60) :]
+    room = float(PROMPT_TEXT_TOKENS_MAX)
+    for at, sign in enumerate(text):
+        room -= _share_of_token(sign)
+        if room < 0:
+            text = text[:at]
+            break
+    return " ".join(text.split())
+
+
 async def _ask_model(
-    fields: Sequence[_Field],
-    text: str,
-    options: Mapping[str, list[str]],
-    model: str | None,
-    context: Context,
+    options: Mapping[Field, list[str]], text: str, model: str | None, context: Context
 ) -> tuple[dict[str, Any], str]:
     described = "; ".join(
         field.name
         + (f" - {field.description}" if field.description else "")
-        + f" ({', '.join(options[field.name])})"
-        for field in fields
+        + f" ({', '.join(texts)})"
+        for field, texts in options.items()
     )
     messages = [
         ChatMessage(
@@ -265,14 +295,15 @@ async def _ask_model(
     for asked, answered in EXAMPLES:
         messages += [ChatMessage("user", asked), ChatMessage("assistant", answered)]
     messages.append(ChatMessage("user", f"Sentence: {text}\nFields: {described}"))
+    longest = sum(len(field.name) + max(map(len, texts)) for field, texts in options.items())
     completion = await context.models.generate(
         GenerateRequest(
             messages=tuple(messages),
-            max_tokens=48 + 24 * len(fields),
+            max_tokens=32 + 16 * len(options) + longest,
             json_schema={
                 "type": "object",
-                "properties": {name: {"enum": values} for name, values in options.items()},
-                "required": list(options),
+                "properties": {field.name: {"enum": texts} for field, texts in options.items()},
+                "required": [field.name for field in options],
                 "additionalProperties": False,
             },
         ),
@@ -288,7 +319,7 @@ async def _ask_model(
 
 def _extracted(
     line: int,
-    fields: Sequence[_Field],
+    fields: Sequence[Field],
     chosen: Mapping[str, Span],
     by: dict[str, str],
     required: frozenset[str],
@@ -302,20 +333,22 @@ def _extracted(
     )
 
 
-def _value(field: _Field, span: Span | None) -> str | float | int | bool | None:
+def _value(field: Field, span: Span | None) -> str | float | int | bool | None:
     if span is None:
         return None
     if field.type == "integer":
-        return int(float(span.text))
+        return int(_number(span))
     if field.type == "number":
-        return float(span.text)
+        return float(_number(span))
     if field.type == "boolean":
         return span.text == "true"
     return span.text
 
 
-def _is_whole(text: str) -> bool:
-    return float(text).is_integer()
+def _number(span: Span) -> Decimal:
+    number = number_of(span.text)
+    assert number is not None, "a candidate that is no number"
+    return number
 
 
 SKILL = Skill("extract", ExtractRequest, run, ("text",), takes_data=True)

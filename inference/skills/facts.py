@@ -6,15 +6,16 @@ Facts, trends and recurring shapes, computed; no model is asked.
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 
 import msgspec
 
-from .spans import UNITS
+from .spans import NUMBER, PATTERNS, STOP, UNIT, number_of
 
 SHAPES_SHOWN = 5
 SERIES_SHOWN = 4
+SHAPE_CHARACTERS_MAX = 160
+SUBJECT_CHARACTERS_MAX = 64
 _ISO = re.compile(r"\b(\d{4}-\d\d-\d\d)[T ](\d\d:\d\d:\d\d)")
 _SHORT = re.compile(r"^\[\s*(\d+\.\d+)\]")
 _MASKS = (
@@ -22,12 +23,9 @@ _MASKS = (
     (re.compile(r"^\[\s*\d+\.\d+\]"), ""),
     (re.compile(r"^[A-Z][a-z]{2}\s+\d{1,2}\s\d\d:\d\d:\d\d"), ""),
     (re.compile(r"\b0x[0-9a-fA-F]+\b|\b[0-9a-f]{8,}\b"), "#"),
-    (re.compile(r"\S*\d\S*"), "#"),
 )
 _READING = re.compile(
-    r"\b([a-z][a-z_]{2,}(?:\s[a-z]{3,})?)\s?(?:of|is|was|at|=|:)?\s?(-?\d+(?:\.\d+)?)\s?("
-    + "|".join(sorted((re.escape(unit) for unit in UNITS), key=len, reverse=True))
-    + r")(?![\w/])"
+    rf"(?<![\w])([^\W\d_]\w{{2,39}}(?:\s[^\W\d_]{{3,40}})?)\s?(?:of|is|was|at|to|=|:)?\s?({NUMBER})\s?({UNIT})"
 )
 
 
@@ -41,6 +39,8 @@ class Series(msgspec.Struct, frozen=True, kw_only=True):
     last: float
     lowest: float
     highest: float
+    subject: str = ""
+    """The thing that the lines name before it; the numbers of two things are two series."""
     trend: str
     """`rising`, `falling` or `steady`: last against first, beyond a tenth of the range."""
 
@@ -63,12 +63,6 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     series: tuple[Series, ...]
 
 
-@dataclass(slots=True)
-class _Values:
-    unit: str
-    numbers: list[float]
-
-
 def find_facts(lines: Sequence[str]) -> Facts:
     """Return the facts of non-empty lines."""
     shapes = Counter(shape_of(line) for line in lines)
@@ -86,10 +80,13 @@ def find_facts(lines: Sequence[str]) -> Facts:
 
 
 def shape_of(line: str) -> str:
-    """Return what a line has in common with others of its kind."""
+    """Return what a line has in common with others of its kind, printable."""
     for pattern, mask in _MASKS:
         line = pattern.sub(mask, line)
-    return re.sub(r"(?:#\s?)+", "# ", " ".join(line.split())).strip()[:160]
+    if not line.isprintable():
+        line = "".join(sign if sign.isprintable() else " " for sign in line)
+    words = ["#" if any(map(_is_digit, word)) else word for word in line.split()]
+    return re.sub(r"(?:#\s?)+", "# ", " ".join(words)).strip()[:SHAPE_CHARACTERS_MAX]
 
 
 def time_of(line: str) -> str | None:
@@ -106,26 +103,50 @@ def time_of(line: str) -> str | None:
 
 
 def _series(lines: Sequence[str]) -> tuple[Series, ...]:
-    values: dict[tuple[str, str], _Values] = {}
+    values: dict[tuple[str, str, str], list[float]] = {}
     for line in lines:
-        for name, number, unit in _READING.findall(line):
-            found = values.setdefault((name, unit), _Values(unit, []))
-            found.numbers.append(float(number))
-    several = [(key, found) for key, found in values.items() if len(found.numbers) > 1]
-    several.sort(key=lambda item: len(item[1].numbers), reverse=True)
+        for match in _READING.finditer(line):
+            name = _name(match[1])
+            number = number_of(match[2])
+            if name and number is not None:
+                key = (_subject(line[: match.start()]), name, match[3])
+                values.setdefault(key, []).append(float(number))
+    several = [(key, numbers) for key, numbers in values.items() if len(numbers) > 1]
+    several.sort(key=lambda item: len(item[1]), reverse=True)
     return tuple(
         Series(
+            subject=subject,
             name=name,
             unit=unit,
-            count=len(found.numbers),
-            first=found.numbers[0],
-            last=found.numbers[-1],
-            lowest=min(found.numbers),
-            highest=max(found.numbers),
-            trend=trend_of(found.numbers),
+            count=len(numbers),
+            first=numbers[0],
+            last=numbers[-1],
+            lowest=min(numbers),
+            highest=max(numbers),
+            trend=trend_of(numbers),
         )
-        for (name, unit), found in several[:SERIES_SHOWN]
+        for (subject, name, unit), numbers in several[:SERIES_SHOWN]
     )
+
+
+def _name(words: str) -> str:
+    """Return the words that name a quantity: without "the", "reports", "rose" around them."""
+    return " ".join(word for word in words.split() if word.lower() not in STOP)
+
+
+def _subject(before: str) -> str:
+    """Return the last name of a thing (`pump-3`) in what stands before a reading."""
+    named = [
+        match.group()
+        for match in PATTERNS["identifier"].finditer(before)
+        if len(match.group()) <= SUBJECT_CHARACTERS_MAX
+        and (any(map(_is_digit, match.group())) or "_" in match.group() or "-" in match.group())
+    ]
+    return named[-1] if named else ""
+
+
+def _is_digit(sign: str) -> bool:
+    return sign.isdigit()
 
 
 def trend_of(numbers: Sequence[float]) -> str:

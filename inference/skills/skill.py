@@ -53,7 +53,8 @@ def decode_request(skill: Skill, data: bytes) -> Any:
     """
     try:
         return msgspec.json.decode(data or b"{}", type=skill.request)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        # msgspec lets the last two through: bytes that are no UTF-8, and very deep nesting.
         raise BadRequest(f"the input of skill {skill.name!r} is wrong: {error}") from error
 
 

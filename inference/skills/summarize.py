@@ -1,13 +1,13 @@
 """Skill `summarize`: what do these lines say, in a few words? Facts by code, words by the model,
 checked.
 
-The model only words facts that code computed. Every number and every name in what it writes must
-stand in the facts; else its words are dropped for a plain wording, and the result says so. Severity
-is never judged.
+The model only words facts that code computed. Whatever it writes must stand in the facts, save for
+a closed list of words that claim nothing, and every number must stand where the facts have it; else
+its words are dropped for a plain wording, and the result says so. Severity is never judged: no word
+for it is in the list.
 """
 
 import re
-from itertools import pairwise
 from typing import Literal
 
 import msgspec
@@ -15,14 +15,26 @@ import msgspec
 from covey.inference.engine import ChatMessage, GenerateRequest
 from covey.inference.errors import ModelError
 
-from .facts import Facts, find_facts
+from .facts import Facts, Series, Shape, find_facts
 from .skill import Context, Skill, check_items
 
 SENTENCES = 3
+KINDS_TOLD = 3
 MAX_TOKENS = 110
 PROMPT_CHARACTERS_MAX = 1400
-_SMALL_WORDS = frozenset(
-    {"one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"}
+# Words that a sentence about facts needs and that claim nothing by themselves. No numbers, no
+# quantifiers, no negation, no trends, nothing that judges.
+WORDING = frozenset(
+    (
+        "a also an and are as at been between by contain contained contains count counts for from had "
+        "has have in including into is it its kind kinds line lines log of on over range ranged "
+        "ranges ranging reading readings recorded reported respectively seen since that the their "
+        "there these they this those time times to total was were which while with within x"
+    ).split()
+)
+_TRENDS = frozenset({"rising", "falling", "steady"})
+_COUNTED = frozenset(
+    {"lines", "line", "kinds", "kind", "readings", "reading", "x", "times", "time"}
 )
 
 
@@ -66,7 +78,7 @@ async def run(request: SummarizeRequest, context: Context) -> SummarizeResult:
     except ModelError as error:
         return SummarizeResult(text=plain, facts=facts, worded_by="template", why=str(error))
     words = first_sentences(completion.text)
-    problem = unfaithful(words, plain)
+    problem = unfaithful(words, facts)
     if problem is not None:
         return SummarizeResult(
             text=plain, facts=facts, worded_by="template", why=problem, model=completion.model
@@ -76,18 +88,28 @@ async def run(request: SummarizeRequest, context: Context) -> SummarizeResult:
 
 def worded_plainly(facts: Facts) -> str:
     """Return the facts as sentences, without a model."""
-    parts = [f"{facts.lines} lines of {facts.distinct} kinds"]
+    return ". ".join(part for part in _parts(facts) if part) + "."
+
+
+def _parts(facts: Facts) -> list[str]:
+    """Return a sentence on the lines, one on the most frequent kinds, and one for each series."""
+    about = f"{_counted(facts.lines, 'line')} of {_counted(facts.distinct, 'kind')}"
     if facts.first_time is not None:
-        parts[0] += f", from {facts.first_time} to {facts.last_time}"
-    common = [shape for shape in facts.shapes if shape.count > 1][:3]
-    if common:
-        parts.append("most frequent: " + "; ".join(f'{one.count} x "{one.text}"' for one in common))
-    parts += [
-        f"{one.name} {one.trend}: {one.first:g} to {one.last:g} {one.unit}, between {one.lowest:g} and "
-        f"{one.highest:g}, {one.count} readings"
-        for one in facts.series
+        about += f", from {facts.first_time} to {facts.last_time}"
+    frequent = "; ".join(f'{one.count} x "{one.text}"' for one in _common(facts))
+    return [
+        about,
+        f"most frequent: {frequent}" if frequent else "",
+        *(
+            f"{_named(one)} {one.trend}: {_plain(one.first)} to {_plain(one.last)} {one.unit}, "
+            f"between {_plain(one.lowest)} and {_plain(one.highest)}, {one.count} readings"
+            for one in facts.series
+        ),
     ]
-    return ". ".join(parts) + "."
+
+
+def _common(facts: Facts) -> list[Shape]:
+    return [shape for shape in facts.shapes if shape.count > 1][:KINDS_TOLD]
 
 
 def first_sentences(text: str) -> str:
@@ -97,46 +119,81 @@ def first_sentences(text: str) -> str:
     return "".join(sentences[:SENTENCES]).strip()
 
 
-def unfaithful(words: str, facts: str) -> str | None:
-    """Return what in `words` does not stand in `facts`; None if everything does.
+def unfaithful(words: str, facts: Facts) -> str | None:
+    """Return what in `words` is not said by `facts`; None if all is.
 
-    Checked: every number, also that it stands beside a word that it stands beside in the facts (a
-    small model swaps numbers); every number word; and every name (a word with a digit, '_', '-' or
-    '/' inside, or with a capital that does not begin a sentence).
+    Checked: every word is one that the facts use, or claims nothing (`WORDING`); words of the lines
+    are passed on only as a whole kind behind its count, so that nothing new is made of them. Every
+    other number stands beside a word that it stands beside in the facts, since a small model swaps
+    numbers. A number or trend of a series comes after the series' name, with no other series' name
+    between. The number of lines is told.
     """
     if not words:
         return "the model wrote no whole sentence"
-    known_numbers = {_number(text) for text in re.findall(r"\d+(?:\.\d+)?", facts)}
-    for text in re.findall(r"\d+(?:\.\d+)?", words.replace(",", "")):
-        if _number(text) not in known_numbers:
-            return f"the model wrote a number that is not in the facts: {text}"
-    if (swapped := _swapped(words, facts)) is not None:
-        return f"the model wrote a number where the facts have another: {swapped}"
-    known_words = set(_tokens(facts.lower()))
-    for at, word in enumerate(_tokens(words)):
-        if word.lower() in known_words:
-            continue
-        if word.lower() in _SMALL_WORDS:
-            return f"the model wrote a number that is not in the facts: {word}"
-        if any(sign in word for sign in "_-/#") or any(sign.isdigit() for sign in word):
-            return f"the model wrote a name that is not in the facts: {word}"
-        if word[0].isupper() and not _begins_sentence(words, word, at):
-            return f"the model wrote a name that is not in the facts: {word}"
-    return None
+    about, _, *parts = (_tokens(part.lower()) for part in _parts(facts))
+    names = [_tokens(_named(one).lower()) for one in facts.series]
+    kinds = [_tokens(f"{one.count} x {one.text}".lower()) for one in _common(facts)]
+    vocabulary = WORDING.union(about, *parts, ("most", "frequent") if kinds else ())
+    tells_lines = False
+    for said in _sentences(words):
+        series: int | None = None
+        quoted_to = 0
+        for at, token in enumerate(said):
+            lengths = [len(kind) for kind in kinds if said[at : at + len(kind)] == kind]
+            quoted_to = max(quoted_to, at + max(lengths, default=0))
+            if at < quoted_to:
+                continue
+            if token not in vocabulary:
+                what = "number" if _has_digit(token) else "word"
+                return f"the model wrote a {what} that is not in the facts: {token}"
+            ending = [n for n, name in enumerate(names) if said[: at + 1][-len(name) :] == name]
+            # Of "pump-1 pressure" and "pressure" the longer is meant.
+            series = max(ending, key=lambda n: len(names[n]), default=series)
+            tells_lines |= said[at : at + 2] == about[:2]
+            if token in _TRENDS and (series is None or facts.series[series].trend != token):
+                return f"the model wrote a trend that is not in the facts: {token}"
+            if not _has_digit(token) or any(token in name for name in names):
+                continue
+            places = [about] + ([parts[series]] if series is not None else [])
+            if not any(_is_in_place(said, at, place) for place in places):
+                return f"the model wrote a number where the facts have another: {token}"
+    return None if tells_lines else "the model did not tell the number of lines"
 
 
-def _swapped(words: str, facts: str) -> str | None:
-    """Return a number of `words` that is beside no word it is beside in `facts`."""
-    said, known = _tokens(words.lower()), _tokens(facts.lower())
-    pairs = set(pairwise(known))
-    for at, token in enumerate(said):
-        if not any(sign.isdigit() for sign in token):
+def _is_in_place(said: list[str], at: int, known: list[str]) -> bool:
+    """Tell whether the number `said[at]` stands in the facts beside what it is said beside."""
+    before, after = _beside(said, at)
+    way = _way(said, at, known)
+    for start, token in enumerate(known):
+        if token != said[at]:
             continue
-        before = (said[at - 1], token) if at else None
-        after = (token, said[at + 1]) if at + 1 < len(said) else None
-        if before not in pairs and after not in pairs:
-            return token
-    return None
+        same_before, same_after = (
+            left == right != ""
+            for left, right in zip(_beside(known, start), (before, after), strict=True)
+        )
+        # What gives a direction and what is counted must both be right.
+        if way and known[max(0, start + 1 - len(way)) : start + 1] != way:
+            continue
+        if after in _COUNTED and not same_after:
+            continue
+        if same_before or same_after:
+            return True
+    return False
+
+
+def _way(said: list[str], at: int, known: list[str]) -> list[str]:
+    """Return the words from a "from" or "to" up to the number, if one is near; a time is two words.
+
+    A "from" that the facts do without says nothing ("from 3 to 5" for "3 to 5").
+    """
+    for begin in (at - 1, at - 2):
+        if begin >= 0 and said[begin] in ("from", "to") and said[begin] in known:
+            return said[begin : at + 1]
+    return []
+
+
+def _beside(tokens: list[str], at: int) -> tuple[str, str]:
+    return tokens[at - 1] if at else "", tokens[at + 1] if at + 1 < len(tokens) else ""
 
 
 def _prompt(plain: str) -> tuple[ChatMessage, ...]:
@@ -160,16 +217,30 @@ def _prompt(plain: str) -> tuple[ChatMessage, ...]:
     )
 
 
+def _sentences(words: str) -> list[list[str]]:
+    parts = re.split(r"[.!?](?=\s|$)", words.lower())
+    return [tokens for part in parts if (tokens := _tokens(part))]
+
+
 def _tokens(text: str) -> list[str]:
     return [word for part in text.split() if (word := part.strip(".,;:!?\"'()[]{}<>"))]
 
 
-def _begins_sentence(words: str, word: str, at: int) -> bool:
-    return at == 0 or bool(re.search(rf"[.!?]\s+[\"'(]?{re.escape(word)}", words))
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
-def _number(text: str) -> float:
-    return float(text)
+def _named(one: Series) -> str:
+    return f"{one.subject} {one.name}".strip()
+
+
+def _plain(number: float) -> str:
+    """Write a number exactly, and without exponent where that is usual."""
+    return str(int(number)) if number.is_integer() and abs(number) < 1e15 else repr(number)
+
+
+def _has_digit(token: str) -> bool:
+    return any(sign.isdigit() for sign in token)
 
 
 SKILL = Skill("summarize", SummarizeRequest, run, ("text",), takes_data=True)
