@@ -95,7 +95,7 @@ class Models(_Part, frozen=True, kw_only=True):
     slots: int = 4
     """Requests that a model works on at once; each may have context_tokens / slots tokens."""
     waiting: int = 16
-    """Requests that wait for a slot; more are refused, and tried elsewhere."""
+    """Requests that wait for a slot; a task that needs one more tries again every 2 s."""
     idle_s: float = 600.0
     """A model that nobody asked for so long gives its memory back; the next request waits about 1 s."""
 

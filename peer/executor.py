@@ -15,7 +15,7 @@ from covey.gossip.routing import lacks
 from covey.gossip.task import Need
 from covey.identity.keys import PeerId
 from covey.inference.engine import Models
-from covey.inference.errors import ModelError
+from covey.inference.errors import Busy, ModelError
 from covey.inference.skills import SKILLS, Context, Skill, decode_request, with_lines
 
 from .config import ECHO_SKILL
@@ -67,8 +67,16 @@ class Executor:
             request = msgspec.structs.replace(request, model=run.need.model)
         if run.need.data is not None:
             request = await self._with_data(skill, request, run.need.data)
-        left_s = run.ends_at - trio.current_time()
-        return await skill.run(request, Context(self._models, left_s, progress))
+        while True:
+            left_s = run.ends_at - trio.current_time()
+            try:
+                return await skill.run(request, Context(self._models, left_s, progress))
+            except Busy as error:
+                # It was accepted, so it waits its turn here; its deadline ends the wait.
+                if left_s < error.retry_after_s:
+                    raise
+                progress(str(error))
+                await trio.sleep(error.retry_after_s)
 
     async def _with_data(self, skill: Skill, request: msgspec.Struct, name: str) -> msgspec.Struct:
         if not skill.takes_data:

@@ -188,7 +188,7 @@ def work_next_to_the_data(
             "classify", {"labels": list(log.labels), "tail": 40}, data="machine-log", wait_s=120
         )
     _show(story, "classify", classified)
-    counts = _result(classified)["counts"]
+    counts = _result(classified)["counts"] | {"no label": _result(classified)["abstained"]}
     story.say("    labels: " + ", ".join(f"{label} {count}" for label, count in counts.items()))
     fields = {"type": "object", "properties": log.fields}
     with story.timed("extract fields from the last 3 lines, where they lie"):

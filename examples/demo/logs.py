@@ -33,8 +33,9 @@ class MachineLog:
     """Properties of a JSON schema: what `extract` is to take out of each line."""
 
 
-PACKAGE_LABELS = ("install", "remove", "configure", "upgrade", "other")
-SYSTEM_LABELS = ("network", "storage", "hardware", "service", "security", "other")
+# None of them is an answer, too: a line that fits no label gets none.
+PACKAGE_LABELS = ("install", "remove", "configure", "upgrade")
+SYSTEM_LABELS = ("network", "storage", "memory", "processor", "service", "security")
 PACKAGE_FIELDS: dict[str, dict[str, Any]] = {
     "time": {"type": "string"},
     "action": {"enum": ["install", "upgrade", "configure", "trigproc", "remove", "status"]},

@@ -25,9 +25,9 @@ ALICE, ME = key(1).peer_id, key(2)
 class TwoModels:
     """Answers at once, deterministically; keeps what it was asked."""
 
-    def __init__(self, fails: ModelError | None = None) -> None:
+    def __init__(self, fails: ModelError | None = None, failures: int = 1000) -> None:
         self.asked: list[tuple[str | None, float]] = []
-        self._fails = fails
+        self._fails = [fails] * failures if fails is not None else []
 
     def info(self, name: str | None, role: Role) -> ModelInfo:
         chosen = name or {"text": "small", "embedding": "tiny"}[role]
@@ -53,14 +53,16 @@ class TwoModels:
         return [[1.0, 0.0] if "fault" in text else [0.0, 1.0] for text in texts]
 
     def _ask(self, model: str | None, deadline_s: float) -> None:
-        if self._fails is not None:
-            raise self._fails
+        if self._fails:
+            raise self._fails.pop()
         self.asked.append((model, deadline_s))
 
 
-def a_run(need: Need, input_: object = None, *, raw: bytes | None = None) -> Run:
+def a_run(
+    need: Need, input_: object = None, *, raw: bytes | None = None, left_s: float = 60.0
+) -> Run:
     data = raw if raw is not None else msgspec.json.encode(input_ or {})
-    return Run(ALICE, TaskId(bytes(16)), need, data, trio.current_time() + 60)
+    return Run(ALICE, TaskId(bytes(16)), need, data, trio.current_time() + left_s)
 
 
 def an_executor(models: TwoModels | None = None, **data: Path) -> Executor:
@@ -146,9 +148,19 @@ async def test_an_input_that_is_no_json_is_a_failure_that_says_so() -> None:
     assert "the input of skill 'embed' is wrong" in ended.reason
 
 
-async def test_a_busy_model_is_a_failure_that_says_so() -> None:
-    models = TwoModels(Busy("16 requests wait for small already", 1.0))
+async def test_a_busy_model_is_waited_for(autojump_clock: MockClock) -> None:
+    models = TwoModels(Busy("16 requests wait for small already", 1.0), failures=3)
+    started = trio.current_time()
     ended = await ran(an_executor(models), a_run(Need("embed"), {"texts": ["a"]}))
+    assert ended.state == "done"
+    assert trio.current_time() - started == 3.0
+
+
+async def test_a_model_that_stays_busy_until_the_deadline_is_a_failure_that_says_so(
+    autojump_clock: MockClock,
+) -> None:
+    models = TwoModels(Busy("16 requests wait for small already", 2.0))
+    ended = await ran(an_executor(models), a_run(Need("embed"), {"texts": ["a"]}, left_s=9.0))
     assert (ended.state, ended.reason) == ("failed", "16 requests wait for small already")
 
 
