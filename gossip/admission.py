@@ -2,7 +2,7 @@
 
 from collections.abc import Awaitable, Callable
 
-from covey.identity.certificate import Chain
+from covey.identity.certificate import Chain, Member, check_chain
 from covey.identity.envelope import MeshId
 from covey.identity.keys import PeerId
 
@@ -50,6 +50,19 @@ class Admission:
         self._nonces: dict[PeerId, bytes] = {}
         self.skew_ms: dict[PeerId, int] = {}
         """Wall clock of each peer minus ours, as its last hello showed."""
+
+    @property
+    def chain(self) -> Chain:
+        """This peer's own chain, which what it publishes carries."""
+        return self._chain
+
+    def judge_author(self, chain: Chain, author: PeerId) -> Member:
+        """Judge who wrote what another peer may have passed on.
+
+        Raises:
+            NotAdmitted: the chain does not make a member of it now.
+        """
+        return check_chain(chain, mesh=self._mesh, subject=author, now_ms=self._now_ms())
 
     def is_known(self, peer: PeerId) -> bool:
         """Tell whether this is a member that we know of."""

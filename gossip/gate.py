@@ -23,18 +23,30 @@ from multiaddr import Multiaddr
 from covey.identity.certificate import Member
 from covey.identity.errors import CoveyError, Malformed, NotAdmitted, PeerMisbehaved, Unavailable
 from covey.identity.keys import PeerId
+from covey.identity.wire import KIB
 
 from . import hello, joining
 
 log = logging.getLogger(__name__)
 
-GUESTS_MAX = 8
-GUEST_S = 10.0
-GUEST_BYTES_MAX = 64 * 1024
-GUEST_STREAMS_MAX = 4
 CUT_S = 5.0
-FRAME_BYTES_MAX = 16 * 1024
+FRAME_BYTES_MAX = 16 * KIB
 _MULTISTREAM = "/multistream/1.0.0"
+
+
+@dataclass(frozen=True, slots=True)
+class GuestLimits:
+    """What a connection may use before it is a member's."""
+
+    guests_max: int = 8
+    """Guests at once; members that we know of are not counted. More are turned away."""
+    stay_s: float = 10.0
+    """From the end of the handshake to the end of hello. The library's resource manager forgets
+    connections outside of its table after 30 s, so it stays well below that."""
+    bytes_max: int = 64 * KIB
+    """What one guest may send; counted in whole Noise messages of at most 64 kB."""
+    streams_max: int = 4
+    """Streams of one guest at once; more are reset."""
 
 
 class Door(Protocol):
@@ -82,6 +94,7 @@ class Visit:
     spent_bytes: int = 0
     opened_at: float = 0.0
     unmeter: Callable[[], None] | None = None
+    became_open: trio.Event = field(default_factory=trio.Event)
     gone: trio.Event = field(default_factory=trio.Event)
 
     @property
@@ -109,13 +122,17 @@ class Gate:
         door: who judges.
         opened: told when a connection is open both ways. It must not wait.
         closed: told when such a connection ended. It must not wait.
+        limits: what guests may use.
     """
 
-    def __init__(self, host: Any, door: Door, opened: Opened, closed: Closed) -> None:
+    def __init__(
+        self, host: Any, door: Door, opened: Opened, closed: Closed, limits: GuestLimits
+    ) -> None:
         self._swarm = host.get_network()
         self._door = door
         self._opened = opened
         self._closed = closed
+        self._limits = limits
         self._visits: dict[Any, Visit] = {}
         self._dialling: set[PeerId] = set()
         self.refused = 0
@@ -137,9 +154,14 @@ class Gate:
     def open_visit(self, peer: PeerId) -> Visit | None:
         """Return the open connection to a member."""
         for visit in self._visits.values():
-            if visit.peer == peer and visit.state == "open":
+            # The library tells of an end 100 ms after it.
+            if visit.peer == peer and visit.state == "open" and not visit.conn.is_closed:
                 return visit
         return None
+
+    def visit_of(self, mux: Any) -> Visit | None:
+        """Return the visit that a muxed connection is, until it has ended."""
+        return self._visits.get(mux)
 
     async def dial(self, peer: PeerId, address: str, *, timeout_s: float) -> Visit:
         """Connect to a member and exchange hello; return once both sides are open.
@@ -153,6 +175,7 @@ class Gate:
         self._dialling.add(peer)
         try:
             with trio.move_on_after(timeout_s) as scope:
+                await self._old_gone(peer)
                 visit = await self._connect(peer, address)
                 try:
                     await self._say_hello(visit)
@@ -199,10 +222,14 @@ class Gate:
                 await self.cut(visit)
         raise Unavailable(f"no answer from the inviter at {address} within {timeout_s:g} s")
 
-    async def cut(self, visit: Visit) -> None:
-        """End a connection, whatever state it is in; bounded, also against a peer that does not read."""
+    def shut(self, visit: Visit) -> None:
+        """Take a connection out of every table at once; nothing new goes over it. `cut` ends it."""
         visit.state = "closed"
         self._hide(visit)
+
+    async def cut(self, visit: Visit) -> None:
+        """End a connection, whatever state it is in; bounded, also against a peer that does not read."""
+        self.shut(visit)
         with trio.CancelScope(shield=True), trio.move_on_after(CUT_S):
             # The socket first: a polite close waits for the write lock, for ever if the peer does
             # not read.
@@ -211,6 +238,7 @@ class Gate:
                 await _quietly(visit.conn.close)
                 await visit.gone.wait()
         self._visits.pop(visit.mux, None)
+        visit.gone.set()
 
     async def close(self) -> None:
         """Cut every connection, guests included: the library's own close knows only its table."""
@@ -226,12 +254,12 @@ class Gate:
         guests = sum(
             one.state == "guest" and one.inbound and not one.known for one in self._visits.values()
         )
-        if visit.inbound and not visit.known and guests >= GUESTS_MAX:
+        if visit.inbound and not visit.known and guests >= self._limits.guests_max:
             self.refused += 1
             await mux.secured_conn.close()
             raise SwarmException("no room for another guest")
         self._visits[mux] = visit
-        _meter(visit)
+        _meter(visit, self._limits.bytes_max)
         try:
             return await self._add(mux, direction)
         except BaseException:
@@ -283,7 +311,7 @@ class Gate:
     # Guests
 
     async def _serve_guest(self, visit: Visit, stream: Any) -> None:
-        if visit.state != "guest" or visit.streams >= GUEST_STREAMS_MAX:
+        if visit.state != "guest" or visit.streams >= self._limits.streams_max:
             await stream.reset()
             return
         visit.streams += 1
@@ -337,7 +365,18 @@ class Gate:
             for one in self._visits.values()
             if one.peer == visit.peer and one is not visit and one.state in ("open", "answering")
         ]
-        own = next((one for one in others if one.state == "open" and not one.inbound), None)
+        # Only of the same start: who has restarted since has lost that connection.
+        own = next(
+            (
+                one
+                for one in others
+                if one.state == "open"
+                and not one.inbound
+                and one.accepted is not None
+                and one.accepted.incarnation == accepted.incarnation
+            ),
+            None,
+        )
         decision = hello.second_connection(
             me=PeerId(str(self._swarm.get_peer_id())),
             remote=visit.peer,
@@ -373,7 +412,17 @@ class Gate:
             raise
         except Exception as error:
             raise Unavailable(f"{visit.peer} ended the conversation at hello") from error
-        await self._open(visit)
+        if not await self._open(visit):
+            raise Unavailable(f"{visit.peer} ended the connection at hello")
+
+    async def _old_gone(self, peer: PeerId) -> None:
+        """Wait until the services have heard of the end of the last connection to a peer.
+
+        They would take the new one for the old one, and hear the end as its end.
+        """
+        for visit in list(self._visits.values()):
+            if visit.peer == peer and visit.conn is not None and visit.conn.is_closed:
+                await visit.gone.wait()
 
     async def _connect(self, peer: PeerId, address: str) -> Visit:
         try:
@@ -389,20 +438,23 @@ class Gate:
             raise Unavailable(f"{address} closed the connection at once")
         return visit
 
-    async def _open(self, visit: Visit) -> None:
+    async def _open(self, visit: Visit) -> bool:
+        """Enter and announce a connection; tell whether it is open."""
         if visit.state in ("open", "closed") or visit.conn.is_closed:
-            return
+            return visit.state == "open"
         visit.state, visit.announced = "open", True
         visit.opened_at = trio.current_time()
+        visit.became_open.set()
         if visit.unmeter is not None:
             visit.unmeter()
         self._swarm.connections.setdefault(visit.id, []).append(visit.conn)
         await self._tell(visit.conn)
         self._opened(visit)
+        return True
 
     async def _watch(self, visit: Visit) -> None:
         """A guest that has not become a member in time is shown out."""
-        with trio.move_on_after(GUEST_S):
+        with trio.move_on_after(self._limits.stay_s):
             await visit.gone.wait()
         if visit.state in ("guest", "answering"):
             await self.cut(visit)
@@ -465,15 +517,18 @@ async def _quietly(call: Callable[[], Awaitable[object]]) -> None:
         log.debug("close.failed", extra={"why": repr(error)})
 
 
-def _meter(visit: Visit) -> None:
+def _meter(visit: Visit, bytes_max: int) -> None:
     """Count what a guest sends, before yamux buffers it; over the limit its connection breaks."""
     channel = visit.mux.secured_conn.conn
     original = channel.read_msg
 
     async def read_msg(*arguments: Any, **named: Any) -> bytes:
         data: bytes = await original(*arguments, **named)
+        if visit.unmeter is None:
+            # It has become a member while this read waited.
+            return data
         visit.spent_bytes += len(data)
-        if visit.spent_bytes > GUEST_BYTES_MAX:
+        if visit.spent_bytes > bytes_max:
             raise ConnectionError("a guest sent too much")
         return data
 

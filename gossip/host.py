@@ -7,7 +7,7 @@ import ipaddress
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import psutil
@@ -29,7 +29,7 @@ from covey.identity.errors import CoveyError, Unavailable
 from covey.identity.keys import Keypair, PeerId
 
 from . import libp2p_fixes
-from .gate import Door, Gate, Visit
+from .gate import Door, Gate, GuestLimits, Visit
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +48,8 @@ class HostSettings:
     """TCP port; 0 takes any free one."""
     announce: tuple[str, ...] = ()
     """Multiaddrs to tell others instead of this device's own addresses."""
+    guests: GuestLimits = field(default_factory=GuestLimits)
+    """What a connection may use before hello has succeeded."""
 
 
 class Stream:
@@ -57,6 +59,11 @@ class Stream:
         self._stream = stream
         libp2p_fixes.batch_window_updates(stream.muxed_stream)
         libp2p_fixes.write_in_one_step(stream.muxed_stream)
+
+    @property
+    def connection(self) -> Any:
+        """The muxed connection that it is on."""
+        return self._stream.muxed_conn
 
     async def read(self, size_max: int) -> bytes:
         """Return what has arrived, at most `size_max` bytes; empty at the end.
@@ -71,7 +78,7 @@ class Stream:
         return data
 
     async def write(self, data: bytes) -> None:
-        """Send.
+        """Send; one writer at a time, or what does not fit the window would be torn apart.
 
         Raises:
             Unavailable: the stream has ended.
@@ -112,6 +119,8 @@ class Host:
         self._settings = settings
         self.gate = gate
         self.me = keypair.peer_id
+        self.pubsub: Any = None
+        """The library's pubsub, while `open_pubsub` runs."""
 
     @property
     def libp2p(self) -> Any:
@@ -141,6 +150,10 @@ class Host:
                 await Stream(stream).reset()
 
         self._host.set_stream_handler(TProtocol(protocol), handle)
+
+    def visit_of(self, stream: Stream) -> Visit | None:
+        """Return the connection that a stream is on, until it has ended."""
+        return self.gate.visit_of(stream.connection)
 
     async def dial(
         self, peer: PeerId, addresses: Sequence[str], *, timeout_s: float = DIAL_S
@@ -182,10 +195,17 @@ class Host:
 
     async def evict(self, peer: PeerId) -> None:
         """Disconnect a peer and leave no trace of it in the library."""
-        for visit in self.gate.visits():
-            if visit.peer == peer:
-                libp2p_fixes.forget_peer(self._host, None, None, visit.id)
-                await self.gate.cut(visit)
+        peer_id = ID.from_base58(peer)
+        visits = [visit for visit in self.gate.visits() if visit.peer == peer]
+        # Out of the tables first: to what is left there the library would open new streams.
+        for visit in visits:
+            self.gate.shut(visit)
+        libp2p_fixes.forget_peer(self._host, self.pubsub, peer_id)
+        async with trio.open_nursery() as nursery:
+            for visit in visits:
+                nursery.start_soon(self.gate.cut, visit)
+        # Once more: what it had sent may have been read until now.
+        libp2p_fixes.forget_peer(self._host, self.pubsub, peer_id)
 
 
 def own_addresses() -> list[str]:
@@ -234,7 +254,7 @@ async def open_host(
         ),
     )
     libp2p_fixes.quieten(host)
-    gate = Gate(host, door, listener.opened, listener.closed)
+    gate = Gate(host, door, listener.opened, listener.closed, settings.guests)
     await _check_port(settings)
     async with host.run([listen]):
         if not host.get_addrs():

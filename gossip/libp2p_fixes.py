@@ -10,11 +10,12 @@ import struct
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
+from weakref import WeakKeyDictionary
 
-import libp2p.network.swarm as swarm_module
 import libp2p.pubsub.pubsub as pubsub_module
 import libp2p.pubsub.rpc_queue as rpc_queue_module
 import trio
+from libp2p.exceptions import BaseLibp2pError
 from libp2p.network.connection.raw_connection import RawConnection
 from libp2p.network.swarm import Swarm
 from libp2p.stream_muxer.yamux.yamux import (
@@ -33,6 +34,8 @@ VERSION = "0.8.1"
 HALF_OPEN_PER_ADDRESS_MAX = 16
 HALF_OPEN_MAX = 128
 RPC_QUEUE_SIZE = 1024
+# A queue cuts what it sends at this; the receiver resets the stream on more.
+RPC_BYTES_MAX = 64 * 1024
 WINDOW_STEP_BYTES = DEFAULT_WINDOW_SIZE // 4
 
 _applied = False
@@ -56,9 +59,10 @@ def _release_inbound_slots() -> None:
     the branch for connections that come already multiplexed (QUIC) is left out, since covey does
     not enable them.
     """
-    half_open: Counter[str] = Counter()
+    counts: WeakKeyDictionary[Any, Counter[str]] = WeakKeyDictionary()
 
     async def handle(self: Any, stream: Any, maddr: Any, _failure_event: Any) -> None:
+        half_open = counts.setdefault(self, Counter())
         remote = stream.get_remote_address()
         ip = remote[0] if remote is not None else "unknown"
         if half_open[ip] >= HALF_OPEN_PER_ADDRESS_MAX or half_open.total() >= HALF_OPEN_MAX:
@@ -87,10 +91,10 @@ def _release_inbound_slots() -> None:
 def _enlarge_pubsub_queues() -> None:
     """Bursts are dropped: 32 messages wait for a peer, 32 for a subscriber, more are lost silently.
 
-    The default argument is bound at definition, so patching the constant alone has no effect.
+    The default arguments are bound at definition, so patching the constants alone has no effect.
     """
     queue: Any = rpc_queue_module.RpcQueue
-    queue.__init__.__defaults__ = (RPC_QUEUE_SIZE, rpc_queue_module.DefaultMaxMessageSize)
+    queue.__init__.__defaults__ = (RPC_QUEUE_SIZE, RPC_BYTES_MAX)
     setattr(pubsub_module, "SUBSCRIPTION_CHANNEL_SIZE", RPC_QUEUE_SIZE)  # noqa: B010
 
 
@@ -161,12 +165,16 @@ def fresh_sequence_numbers(pubsub: Any, now_ms: int) -> None:
     pubsub.counter = now_ms * 1_000_000
 
 
-def forget_peer(host: Any, pubsub: Any, gossip: Any, peer: Any) -> None:
-    """Closing a connection leaves the peer in queues, peerstore and tables; a later dial would revive it."""
+def forget_peer(host: Any, pubsub: Any, peer: Any) -> None:
+    """Closing a connection leaves the peer in queues, peerstore and tables; a later dial would
+    revive it.
+
+    Not `add_to_blacklist`: it leaves the peer's queue and the router's state behind.
+    """
     if pubsub is not None:
         pubsub._handle_dead_peer(peer)
-    for name in ("_pending_messages", "_pending_control"):
-        getattr(gossip, name, {}).pop(peer, None)
+        for waiting in (pubsub.router._pending_messages, pubsub.router._pending_control):
+            waiting.pop(peer, None)
     store = host.get_peerstore()
     for clear in (store.clear_addrs, store.clear_protocol_data, store.clear_peerdata):
         try:
@@ -179,25 +187,82 @@ def cut_when_deaf(pubsub: Any, cut: Callable[[Any], None]) -> None:
     """A pubsub stream that was reset on a live connection loses all later messages in that
     direction.
 
-    Symptom: 8 of 8 later messages lost. The library forgets the peer, and is never told to try
-    again while a connection is left. So the connection is cut, and the dialler makes a new one.
+    Symptom: 8 of 8 later messages lost. The library opens another stream, on which the other side
+    is never told our topics again; who hears the end of the other's stream does nothing at all; and
+    who writes learns of an end with the next message, which is lost. So the connection is cut on
+    either side as soon as one of its streams ends, and the dialler makes a new one.
+
+    Args:
+        pubsub: the library's.
+        cut: given a peer's id, takes its open connection out of the tables at once and cuts it.
     """
-    original = pubsub._handle_dead_peer
+    forget, serve, send = (
+        pubsub._handle_dead_peer,
+        pubsub.stream_handler,
+        pubsub.handle_sending_messages,
+    )
 
     def handle(peer: Any) -> None:
-        original(peer)
+        # In this order: to a connection that is in the table the library opens another stream.
         cut(peer)
+        forget(peer)
+
+    def ended(stream: Any) -> None:
+        # A stream that ended with its connection tells nothing of the peer's next connection.
+        if not stream.muxed_conn.event_shutting_down.is_set():
+            cut(stream.muxed_conn.peer_id)
+
+    async def hear(stream: Any) -> None:
+        try:
+            await serve(stream)
+        except Exception as error:  # noqa: BLE001  (whatever a peer's bytes raise ends only its connection)
+            log.warning("pubsub.broke", extra={"why": repr(error)})
+        ended(stream)
+
+    async def notice(stream: Any) -> None:
+        try:
+            # Nothing is ever said on it: it returns when the other side has ended it.
+            await stream.read(1)
+        except BaseLibp2pError as error:
+            log.debug("pubsub.ended", extra={"why": repr(error)})
+        ended(stream)
+
+    async def say(peer: Any, stream: Any, queue: Any) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(notice, stream)
+            await send(peer, stream, queue)
+            nursery.cancel_scope.cancel()
 
     pubsub._handle_dead_peer = handle
+    pubsub.handle_sending_messages = say
+    for protocol in pubsub.protocols:
+        pubsub.host.set_stream_handler(protocol, hear)
+
+
+def contain_messages(pubsub: Any) -> None:
+    """An exception while one message is handled ends pubsub, and the host with it.
+
+    Symptom: a message whose author and key are nonsense raises where its signature is checked; so
+    does a validator with a mistake. Each message is a task of the service, which ends with it.
+    """
+    original = pubsub.push_msg
+
+    async def push(forwarder: Any, message: Any) -> None:
+        try:
+            await original(forwarder, message)
+        except Exception as error:  # noqa: BLE001  (whatever a peer's bytes raise ends only its message)
+            log.warning("message.broke", extra={"peer": str(forwarder), "why": repr(error)})
+
+    pubsub.push_msg = push
 
 
 __all__ = [
     "apply",
     "batch_window_updates",
+    "contain_messages",
     "cut_when_deaf",
     "forget_peer",
     "fresh_sequence_numbers",
     "quieten",
-    "swarm_module",
     "write_in_one_step",
 ]

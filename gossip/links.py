@@ -1,8 +1,8 @@
 """How do two peers keep talking? One long-lived framed stream for each pair, over one connection.
 
 Implements the `Network` port. The dialler of a connection opens the link; what is queued for a link
-while a write is under way leaves in the next write together. A peer that is silent for two ttl is
-taken for dead: a frozen peer shows no error, so liveness is ours. When the link ends, the
+while a write is under way leaves in the next write together. A peer that is silent for two ttl and a
+ping is taken for dead: a frozen peer shows no error, so liveness is ours. When the link ends, the
 connection is cut.
 """
 
@@ -14,13 +14,13 @@ from itertools import count
 
 import trio
 
-from covey.identity.errors import CoveyError, Malformed, Misuse, PeerMisbehaved, Unavailable
+from covey.identity.errors import CoveyError, Malformed, PeerMisbehaved, Unavailable
 from covey.identity.keys import PeerId
-from covey.identity.wire import decode, encode
+from covey.identity.wire import KIB, decode, encode
 
 from .gate import Visit
 from .host import Host, Stream
-from .link_session import Frame, FrameReader, Kind, encode_frame
+from .link_session import HEAD, Frame, FrameReader, Kind, encode_frame
 from .network import (
     LinkDown,
     LinkHandler,
@@ -36,16 +36,30 @@ log = logging.getLogger(__name__)
 
 PROTOCOL = "/covey/link/1"
 TTL_S = 3.0
-PING_S = TTL_S
-SILENT_S = 2 * TTL_S
-# A link whose other side does not read holds at most this; more is refused, and delivery tries
-# again later.
-QUEUE_BYTES_MAX = 16 * 1024 * 1024
-QUEUE_FRAMES_MAX = 8192
-REQUESTS_MAX = 128
-ARRIVAL_S = 5.0
-WRITE_BYTES = 256 * 1024
-READ_BYTES = 256 * 1024
+WRITE_BYTES = 256 * KIB
+READ_BYTES = 256 * KIB
+# Traffic on channels that nobody here listens to: a name is the sender's choice, and names must not
+# fill the counters.
+UNKNOWN_CHANNEL = "?"
+REASON_BYTES_MAX = 400
+
+
+@dataclass(frozen=True, slots=True)
+class LinkSettings:
+    """What one link may hold, and how long it may be silent."""
+
+    ping_s: float = TTL_S
+    """How often each side pings; a ping carries load."""
+    silent_s: float = 3 * TTL_S
+    """A link on which nothing was heard for longer is ended at the next ping: two ttl, and the one
+    ping that may have been under way."""
+    arrival_s: float = 10.0
+    """How long after a connection its dialler may take to open the link."""
+    queue_bytes_max: int = 16 * 1024 * KIB
+    """What waits for one peer that does not read; more is refused, and delivery tries again."""
+    queue_frames_max: int = 8192
+    requests_max: int = 128
+    """Requests under way on one link, in either direction."""
 
 
 @dataclass(eq=False, slots=True)
@@ -53,6 +67,7 @@ class _Link:
     visit: Visit
     stream: Stream
     heard_at: float
+    settings: LinkSettings
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
     queue: deque[bytes] = field(default_factory=lambda: deque[bytes]())
     queued_bytes: int = 0
@@ -68,7 +83,8 @@ class _Link:
 
     def put(self, data: bytes) -> bool:
         full = (
-            len(self.queue) >= QUEUE_FRAMES_MAX or self.queued_bytes + len(data) > QUEUE_BYTES_MAX
+            len(self.queue) >= self.settings.queue_frames_max
+            or self.queued_bytes + len(data) > self.settings.queue_bytes_max
         )
         if full and self.queue:
             return False
@@ -91,6 +107,7 @@ class _Link:
 
 @dataclass(eq=False, slots=True)
 class _Asked:
+    channel: str
     done: trio.Event = field(default_factory=trio.Event)
     answer: Frame | None = None
 
@@ -100,18 +117,21 @@ class Links:
 
     Args:
         load: tells how busy this peer is, for the pings.
+        settings: limits and times.
     """
 
-    def __init__(self, me: PeerId, load: Callable[[], Load]) -> None:
+    def __init__(
+        self, me: PeerId, load: Callable[[], Load], settings: LinkSettings | None = None
+    ) -> None:
         self._me = me
         self._load = load
+        self._settings = settings or LinkSettings()
         self._host: Host | None = None
         self._nursery: trio.Nursery | None = None
         self._links: dict[PeerId, _Link] = {}
         self._messages: dict[str, MessageHandler] = {}
         self._requests: dict[str, RequestHandler] = {}
         self._watchers: list[LinkHandler] = []
-        self._arrivals: dict[PeerId, trio.Event] = {}
         self._ids = count(1)
         self._traffic = Traffic()
         self.misbehaved = 0
@@ -142,12 +162,13 @@ class Links:
         link = self._links.get(to)
         if link is None:
             raise Unavailable(f"{to} is not connected")
-        if len(link.asked) >= REQUESTS_MAX:
-            raise Unavailable(f"{REQUESTS_MAX} requests to {to} are under way already")
+        most = self._settings.requests_max
+        if len(link.asked) >= most:
+            raise Unavailable(f"{most} requests to {to} are under way already")
         number = next(self._ids) & 0xFFFFFFFF
-        asked = link.asked[number] = _Asked()
         left_ms = int(timeout_s * 1000)
         frame = encode_frame(Frame(Kind.REQUEST, channel, body, number, left_ms, payload=payload))
+        asked = link.asked[number] = _Asked(channel)
         try:
             if not link.put(frame):
                 raise Unavailable(f"too much is queued for {to} already")
@@ -162,7 +183,9 @@ class Links:
             what = "its link ended" if asked.done.is_set() else f"no answer within {timeout_s:g} s"
             raise Unavailable(f"{to}: {what}")
         if asked.answer.kind is Kind.FAILURE:
-            raise PeerMisbehaved(to, f"refused: {asked.answer.body.decode(errors='replace')[:400]}")
+            raise PeerMisbehaved(
+                to, f"refused: {asked.answer.body.decode(errors='replace')[:REASON_BYTES_MAX]}"
+            )
         return asked.answer.body
 
     def links(self) -> Mapping[PeerId, LinkInfo]:
@@ -199,10 +222,8 @@ class Links:
 
     def opened(self, visit: Visit) -> None:
         """A member is connected: its dialler opens the link."""
-        if (arrived := self._arrivals.pop(visit.peer, None)) is not None:
-            arrived.set()
-        if not visit.inbound and self._nursery is not None:
-            self._nursery.start_soon(self._open, visit)
+        if self._nursery is not None:
+            self._nursery.start_soon(self._expect if visit.inbound else self._open, visit)
 
     def closed(self, visit: Visit) -> None:
         """A connection ended, and its link with it."""
@@ -231,24 +252,33 @@ class Links:
             return
         await self._run(visit, stream)
 
+    async def _expect(self, visit: Visit) -> None:
+        """A member that opens no link is heard by nobody, and would stay for ever."""
+        assert self._host is not None
+        with trio.move_on_after(self._settings.arrival_s):
+            await visit.gone.wait()
+        link = self._links.get(visit.peer)
+        if link is None or link.visit is not visit:
+            await self._host.gate.cut(visit)
+
     async def _accept(self, peer: PeerId, stream: Stream) -> None:
         assert self._host is not None
-        # The other side may be open a moment before us: its first stream can overtake our own
-        # event.
-        if self._host.gate.open_visit(peer) is None:
-            arrived = self._arrivals.setdefault(peer, trio.Event())
-            with trio.move_on_after(ARRIVAL_S):
-                await arrived.wait()
-        visit = self._host.gate.open_visit(peer)
+        visit = self._host.visit_of(stream)
         if visit is None or not visit.inbound:
             raise PeerMisbehaved(peer, "opened a link on a connection that it did not dial")
+        # The other side may be open a moment before us: its first stream can overtake its
+        # confirmation.
+        with trio.move_on_after(self._settings.arrival_s):
+            await visit.became_open.wait()
+        if visit.state != "open":
+            raise PeerMisbehaved(peer, "opened a link before it had confirmed its hello")
         await self._run(visit, stream)
 
     # One link
 
     async def _run(self, visit: Visit, stream: Stream) -> None:
         assert self._host is not None
-        link = _Link(visit, stream, trio.current_time())
+        link = _Link(visit, stream, trio.current_time(), self._settings)
         if (old := self._links.pop(visit.peer, None)) is not None:
             self._end(old, "replaced by a newer one")
             old.scope.cancel()
@@ -256,11 +286,16 @@ class Links:
         log.info("link.up", extra={"peer": visit.peer, "address": visit.address})
         self._tell(LinkUp(visit.peer, visit.member))
         self._ping(link)
-        with link.scope:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._write, link)
-                await self._read(link, nursery)
-                nursery.cancel_scope.cancel()
+        try:
+            with link.scope:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._write, link)
+                    await self._read(link, nursery)
+                    nursery.cancel_scope.cancel()
+        except Exception:
+            # Ours; but it must not end the other links with this one.
+            log.exception("link.broke", extra={"peer": visit.peer})
+            link.why = "an error of this peer's own"
         if self._links.get(visit.peer) is link:
             del self._links[visit.peer]
             self._end(link, link.why)
@@ -299,18 +334,20 @@ class Links:
                 return
 
     def _take(self, link: _Link, frame: Frame, nursery: trio.Nursery) -> None:
-        size = len(frame.body) + len(frame.channel) + 14
+        size = HEAD.size + len(frame.channel.encode()) + len(frame.body)
         match frame.kind:
             case Kind.MESSAGE:
-                self._count(frame.channel, size, payload=frame.payload, out=False)
+                known = frame.channel in self._messages
+                self._heard(frame.channel if known else UNKNOWN_CHANNEL, size, frame)
                 self._hand_over(link, frame)
             case Kind.REQUEST:
-                self._count(frame.channel, size, payload=frame.payload, out=False)
+                known = frame.channel in self._requests
+                self._heard(frame.channel if known else UNKNOWN_CHANNEL, size, frame)
                 self._take_request(link, frame, nursery)
             case Kind.ANSWER | Kind.FAILURE:
                 asked = link.asked.get(frame.request)
                 if asked is not None:
-                    self._count(frame.channel, size, payload=frame.payload, out=False)
+                    self._heard(asked.channel, size, frame)
                     asked.answer = frame
                     asked.done.set()
             case Kind.CANCEL:
@@ -335,48 +372,64 @@ class Links:
             return
         try:
             handler(link.visit.peer, frame.body)
-        except (PeerMisbehaved, Malformed) as error:
+        except CoveyError as error:
             self.misbehaved += 1
             log.warning("message.refused", extra={"peer": link.visit.peer, "why": str(error)})
+        except Exception:
+            # Ours, raised by what this peer said: the link, and the next message, are not at fault.
+            log.exception("message.broke", extra={"peer": link.visit.peer})
 
     def _take_request(self, link: _Link, frame: Frame, nursery: trio.Nursery) -> None:
+        if frame.request in link.serving:
+            raise PeerMisbehaved(link.visit.peer, f"used the number {frame.request} twice at once")
         handler = self._requests.get(frame.channel)
-        if handler is None or len(link.serving) >= REQUESTS_MAX:
+        if handler is None or len(link.serving) >= self._settings.requests_max:
             why = (
                 f"nothing answers on {frame.channel!r}"
                 if handler is None
                 else "too many requests at once"
             )
-            link.put(encode_frame(Frame(Kind.FAILURE, body=why.encode(), request=frame.request)))
+            link.put(_failure(frame, why))
             return
-        nursery.start_soon(self._answer, link, frame, handler)
+        # Entered here rather than by the task: the next frame may cancel it already.
+        scope = trio.CancelScope(deadline=trio.current_time() + frame.left_ms / 1000)
+        link.serving[frame.request] = scope
+        nursery.start_soon(self._answer, link, frame, handler, scope)
 
-    async def _answer(self, link: _Link, frame: Frame, handler: RequestHandler) -> None:
-        answer = Frame(Kind.FAILURE, frame.channel, b"no answer in time", frame.request)
-        with trio.move_on_after(frame.left_ms / 1000) as scope:
-            link.serving[frame.request] = scope
-            try:
-                body = await handler(link.visit.peer, frame.body)
-                answer = Frame(
-                    Kind.ANSWER, frame.channel, body, frame.request, payload=frame.payload
-                )
-            except (Misuse, Unavailable, Malformed, PeerMisbehaved) as error:
-                answer = Frame(
-                    Kind.FAILURE, frame.channel, str(error).encode()[:400], frame.request
-                )
-            finally:
-                link.serving.pop(frame.request, None)
-        data = encode_frame(answer)
-        if link.put(data):
-            self._count(frame.channel, len(data), payload=answer.payload, out=True)
+    async def _answer(
+        self, link: _Link, frame: Frame, handler: RequestHandler, scope: trio.CancelScope
+    ) -> None:
+        data: bytes | None = None
+        with scope:
+            data = await self._handled(link.visit.peer, frame, handler)
+        del link.serving[frame.request]
+        # Who asked has given up by then, and needs no answer.
+        if data is not None and link.put(data):
+            self._count(frame.channel, len(data), payload=frame.payload, out=True)
+
+    async def _handled(self, peer: PeerId, frame: Frame, handler: RequestHandler) -> bytes:
+        try:
+            body = await handler(peer, frame.body)
+            return encode_frame(
+                Frame(Kind.ANSWER, frame.channel, body, frame.request, payload=frame.payload)
+            )
+        except CoveyError as error:
+            if isinstance(error, Malformed | PeerMisbehaved):
+                self.misbehaved += 1
+                log.warning("request.refused", extra={"peer": peer, "why": str(error)})
+            return _failure(frame, str(error))
+        except Exception:
+            # Ours; who asked is told that there will be no answer, and nothing else ends.
+            log.exception("request.broke", extra={"peer": peer, "channel": frame.channel})
+            return _failure(frame, "an error of the other side's own")
 
     async def _keep_alive(self) -> None:
         """Ping each link, and end those that have been silent for too long."""
         while True:
-            await trio.sleep(PING_S)
+            await trio.sleep(self._settings.ping_s)
             now = trio.current_time()
             for link in list(self._links.values()):
-                if now > link.heard_at + SILENT_S + PING_S:
+                if now > link.heard_at + self._settings.silent_s:
                     link.why = f"silent for {now - link.heard_at:.0f} s"
                     link.scope.cancel()
                 else:
@@ -389,7 +442,14 @@ class Links:
 
     def _tell(self, event: LinkUp | LinkDown) -> None:
         for watcher in self._watchers:
-            watcher(event)
+            try:
+                watcher(event)
+            except Exception:
+                # Ours; but the other watchers and the link must go on.
+                log.exception("link.untold", extra={"peer": event.peer})
+
+    def _heard(self, channel: str, size: int, frame: Frame) -> None:
+        self._count(channel, size, payload=frame.payload, out=False)
 
     def _count(self, channel: str, size: int, *, payload: bool, out: bool) -> None:
         traffic = self._traffic
@@ -398,3 +458,10 @@ class Links:
         else:
             table = traffic.control_out if out else traffic.control_in
         table[channel] = table.get(channel, 0) + size
+
+
+def _failure(asked: Frame, why: str) -> bytes:
+    """Return the frame that refuses a request."""
+    return encode_frame(
+        Frame(Kind.FAILURE, asked.channel, why.encode()[:REASON_BYTES_MAX], asked.request)
+    )
