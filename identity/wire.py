@@ -53,6 +53,20 @@ def decode_union(data: bytes, kind: Any, *, limit_bytes: int = 64 * KIB) -> Any:
         raise Malformed(f"not a {name}: {error}") from error
 
 
+def read_back(data: bytes, kind: type[T]) -> T:
+    """Return the struct in bytes that `encode` made on this very device, such as a stored row.
+
+    That they are canonical is not checked again.
+
+    Raises:
+        Malformed: they are damaged.
+    """
+    try:
+        return msgspec.convert(cbor2.loads(data, max_depth=DEPTH_MAX), kind, builtin_types=(bytes,))
+    except (cbor2.CBORError, msgspec.ValidationError, ValueError, RecursionError) as error:
+        raise Malformed(f"not a {kind.__name__}: {error}") from error
+
+
 def strict_cbor(data: bytes, *, limit_bytes: int = 64 * KIB) -> Any:
     """Return the value whose one canonical encoding is `data`.
 

@@ -15,18 +15,15 @@ from covey.gossip.driver import Kept, Row, Then
 from covey.gossip.effects import Table
 from covey.gossip.executions import RunRecord
 from covey.gossip.origin import forget
-from covey.gossip.task import INPUT_BYTES_MAX, RESULT_BYTES_MAX, Task, TaskId
+from covey.gossip.task import Task, TaskId
 from covey.gossip.task_state import TERMINAL, CancelRecord, TaskState, Verdict
 from covey.identity.errors import Malformed
-from covey.identity.wire import KIB, decode
+from covey.identity.wire import read_back
 
 from .schema import Database
 from .store import Change, Store
 
 S = TypeVar("S", bound=msgspec.Struct)
-
-# The largest: a task with its input, a verdict with its result, a state with fifty attempts' reasons.
-_LIMIT = max(INPUT_BYTES_MAX, RESULT_BYTES_MAX) + 64 * KIB
 
 
 _NUMBER_BYTES = 8
@@ -150,7 +147,7 @@ class TaskRecords:
 
 def _read(database: Database, key: bytes, value: bytes, kind: type[S]) -> S:
     try:
-        return decode(value, kind, limit_bytes=_LIMIT)
+        return read_back(value, kind)
     except Malformed as error:
         raise Malformed(f"row {key.hex()} of {database.value} is damaged: {error}") from error
 

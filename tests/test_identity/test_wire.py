@@ -1,5 +1,6 @@
 """Strict CBOR: one value, one encoding; everything else is refused and nothing breaks."""
 
+import contextlib
 from typing import Any
 
 import cbor2
@@ -9,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from covey.identity.errors import Malformed
-from covey.identity.wire import decode, encode, encode_plain, strict_cbor
+from covey.identity.wire import decode, encode, encode_plain, read_back, strict_cbor
 
 
 class Point(msgspec.Struct, frozen=True, array_like=True):
@@ -109,3 +110,15 @@ def test_a_newer_peers_extra_field_is_ignored() -> None:
 def test_another_shape_is_refused(value: Any) -> None:
     with pytest.raises(Malformed, match="not a Point"):
         decode(cbor2.dumps(value, canonical=True), Point)
+
+
+@given(st.integers(0, 2**63), st.text(max_size=30), st.binary(max_size=50))
+def test_what_this_device_wrote_is_read_back(x: int, name: str, data: bytes) -> None:
+    point = Point(x, name, data)
+    assert read_back(encode(point), Point) == point
+
+
+@given(st.binary(max_size=100))
+def test_a_damaged_row_is_malformed_and_nothing_worse(data: bytes) -> None:
+    with contextlib.suppress(Malformed):
+        assert isinstance(read_back(data, Point), Point)
