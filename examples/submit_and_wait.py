@@ -35,11 +35,9 @@ def main() -> int:
 
         # Submit now, look later: watch its states until it is finished.
         task = peer.submit("extract", {"schema": SCHEMA, "text": SENTENCE})
-        for event in peer.events(after=0):
-            if event.task is not None and event.task.id == task.id:
+        for event in peer.events(task=task.id):
+            if event.task is not None:
                 print(f"{event.task.state}: {event.task.reason}")
-                if event.task.state in ("done", "failed", "expired", "cancelled"):
-                    break
 
         # An error says what is wrong, and what can be done about it.
         try:

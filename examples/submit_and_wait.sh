@@ -4,7 +4,7 @@
 set -eu
 socket="${COVEY_HOME:-${XDG_DATA_HOME:-$HOME/.local/share}/covey}/run/api.sock"
 call() { curl --silent --show-error --unix-socket "$socket" -H 'content-type: application/json' "$@"; }
-field() { sed -n "s/.*\"$1\":\"\\([^\"]*\\)\".*/\\1/p" | head -n 1; }
+field() { grep -o "\"$1\":\"[^\"]*\"" | head -n 1 | cut -d '"' -f 4; }
 
 if ! [ -S "$socket" ]; then
   echo "no daemon is running on $socket; start it with: covey up -d" >&2
@@ -24,8 +24,12 @@ id=$(call --data "{\"skill\": \"extract\", \"input\": $input}" http://covey/v1/t
 echo "task $id"
 call "http://covey/v1/tasks/$id?wait=60" | field state
 
-# Watch: events since the daemon's start, as server-sent events, until this task is done.
-call --no-buffer 2>/dev/null 'http://covey/v1/events?after=0' | grep --max-count 1 "\"id\":\"$id\".*\"state\":\"done\"" | cut -c 1-60
+# Watch: a task's events as server-sent events. The stream ends when the task has; `after=0` tells its whole way.
+call --no-buffer "http://covey/v1/events?task=$id&after=0" | while read -r name value; do
+  case $name in
+    data:) echo "event $(echo "$value" | field state)" ;;
+  esac
+done
 
 # An error is problem+json with a status, a stable type, and what can be done about it.
 call --write-out '\nstatus %{http_code}\n' --data '{"skill": "chat", "zone": "somewhere"}' http://covey/v1/tasks

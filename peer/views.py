@@ -182,6 +182,7 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
     """Something that happened on this device, as `GET /v1/events` tells it."""
 
     id: int
+    """Grows from 1 at each start; 0: a task as it stands, which has no place in the order."""
     kind: str
     """`task`, `peer`, `model`, `bye`."""
     at_ms: int

@@ -3,8 +3,10 @@
 The commands' modules are imported when they are needed: help and `status` must not wait for them.
 """
 
+import difflib
 import functools
 import importlib
+import io
 import os
 import sys
 from collections.abc import Callable
@@ -25,7 +27,7 @@ from covey.identity.errors import (
 from covey.inference.errors import BadModel, ModelError
 from covey.peer.client.client import default_home
 
-from .shell import EXIT_CODES, Exit, Shell, print_json
+from .shell import EXIT_CODES, Exit, Shell, echo, print_json
 
 _COMMANDS: dict[str, tuple[str, str]] = {
     "init": ("setup:init", "Make this device a peer: key, configuration, perhaps a new mesh."),
@@ -60,6 +62,21 @@ class _Lazy(click.Group):
         )
         return found
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        near = difflib.get_close_matches(args[0], _COMMANDS, n=1)
+        if args[0] not in _COMMANDS and near and not args[0].startswith("-"):
+            ctx.fail(f"No such command {args[0]!r}. Did you mean {near[0]!r}?")
+        return super().resolve_command(ctx, args)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError as error:
+            # Who read our output has enough of it. (click would end with 1.)
+            raise Exit(0) from error
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl([(name, about) for name, (_, about) in _COMMANDS.items()])
@@ -79,21 +96,34 @@ def covey() -> None:
 
 
 def command(
-    *, example: str, name: str | None = None
+    *, example: str, name: str | None = None, short_help: str | None = None
 ) -> Callable[[Callable[..., None]], click.Command]:
     """Make a click command with the options that all share; the function is given a `Shell`."""
 
     def decorate(function: Callable[..., None]) -> click.Command:
         @functools.wraps(function)
         def run(home: Path | None, as_json: bool, **values: Any) -> None:
-            function(Shell(home.absolute() if home else default_home(), as_json), **values)
+            function(shell_of(home, as_json), **values)
 
         wrapped: Any = run
         for option in reversed(shared_options()):
             wrapped = option(wrapped)
-        return click.command(name, epilog=f"Example: {example}", cls=click.Command)(wrapped)
+        make = click.command(
+            name, epilog=f"Example: {example}", short_help=short_help, cls=click.Command
+        )
+        return make(wrapped)
 
     return decorate
+
+
+def shell_of(home: Path | None, as_json: bool) -> Shell:
+    """Return the shell of a command; a group's own options hold for its commands, too."""
+    context = click.get_current_context()
+    outer: Shell | None = context.obj
+    path = home.absolute() if home else outer.path if outer else default_home()
+    shell = Shell(path, as_json or (outer is not None and outer.json))
+    context.obj = shell
+    return shell
 
 
 def shared_options() -> list[Callable[[Any], Any]]:
@@ -110,30 +140,40 @@ def shared_options() -> list[Callable[[Any], Any]]:
 
 def main() -> NoReturn:
     """Run the command line and end the process."""
+    for stream in (sys.stdout, sys.stderr):
+        # A letter that this terminal's encoding does not have must not end the command.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     try:
         covey.main(prog_name="covey", standalone_mode=False)
     except click.exceptions.Exit as end:
         _end(end.exit_code)
     except click.ClickException as error:
-        error.show()
+        if _wants_json():
+            _say(error.format_message(), error.exit_code)
+        else:
+            error.show()
         _end(error.exit_code)
     except (KeyboardInterrupt, click.Abort):
-        click.echo("interrupted", err=True)
+        _say("interrupted", 130)
         _end(130)
-    except BrokenPipeError:
-        # Who read our output has enough of it.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        _end(0)
     except Exit as end:
         _say(end.message, end.code)
         _end(end.code)
+    except UnicodeEncodeError:
+        _say("an argument is not valid UTF-8", 2)
+        _end(2)
     except Exception as error:
         known = covey_error_in(error)
-        if known is None:
+        if known is not None:
+            code = exit_code(known)
+            _say(str(known), code)
+            _end(code)
+        if not isinstance(error, OSError):
             raise
-        code = exit_code(known)
-        _say(str(known), code)
-        _end(code)
+        where = f"{error.filename}: " if error.filename else ""
+        _say(f"{where}{error.strerror or error}", 8)
+        _end(8)
     _end(0)
 
 
@@ -162,18 +202,29 @@ def exit_code(error: CoveyError | ModelError) -> int:
     return next((code for kind, code in codes if isinstance(error, kind)), 1)
 
 
+def _wants_json() -> bool:
+    arguments = sys.argv[1:]
+    return "--json" in (arguments[: arguments.index("--")] if "--" in arguments else arguments)
+
+
 def _say(message: str, code: int) -> None:
     if not message:
         return
-    if "--json" in sys.argv:
+    if _wants_json():
         print_json("Error", {"message": message, "exit_code": code}, err=True)
     else:
-        click.echo(f"covey: {message}", err=True)
+        echo(f"covey: {message}", err=True)
 
 
 def _end(code: int) -> NoReturn:
+    if sys.stdout is None:  # pyright: ignore[reportUnnecessaryComparison]  # started with it closed
+        sys.exit(code)
     try:
         sys.stdout.flush()
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _say(f"standard output: {error.strerror or error}", 8)
+        code = code or 8
     sys.exit(code)

@@ -1,11 +1,13 @@
 """How does this device stand, and who else is there?"""
 
+import time
+
 import covey
 from covey.peer.client.errors import DaemonNotRunning
 from covey.peer.views import Finding, PeerView, StatusView
 
 from .group import command
-from .shell import Exit, Shell, pairs, size
+from .shell import Exit, Shell, duration, pairs, size
 
 
 @command(example="covey peers --json")
@@ -15,21 +17,32 @@ def peers(shell: Shell) -> None:
         found = client.peers()
     columns = ("NAME", "ID", "STATE", "ADDRESS", "ROUND TRIP", "LABELS", "DATA", "SKILLS", "MODELS")
     shell.show_table("PeerList", found, (*columns, "LOAD"), [_peer_row(peer) for peer in found])
+    if len(found) == 1:
+        shell.say("no other peer is known yet; let one join with a token from: covey invite")
 
 
 def _peer_row(peer: PeerView) -> list[str]:
     return [
-        peer.name,
+        peer.name or "-",
+        # Every id begins alike; its end tells peers apart. The whole one: --json.
         "…" + peer.id[-8:],
         peer.state,
-        _short(peer.addresses[0]) if peer.addresses else "",
-        f"{peer.round_trip_ms:.1f} ms" if peer.round_trip_ms is not None else "",
-        pairs(peer.labels),
-        ",".join(one.name for one in peer.data),
-        ",".join(peer.skills),
-        ",".join(peer.models),
-        f"{peer.running}+{peer.waiting}" if peer.running is not None else "",
+        _short(peer.addresses[0]) if peer.addresses else "-",
+        f"{peer.round_trip_ms:.1f} ms" if peer.round_trip_ms is not None else "-",
+        pairs(peer.labels) or "-",
+        ",".join(one.name for one in peer.data) or "-",
+        ",".join(peer.skills) or "-",
+        ",".join(peer.models) or "-",
+        _load(peer),
     ]
+
+
+def _load(peer: PeerView) -> str:
+    if peer.running is None:
+        return "-"
+    if not peer.running and not peer.waiting:
+        return "idle"
+    return f"{peer.running} running" + (f", {peer.waiting} waiting" if peer.waiting else "")
 
 
 def _short(address: str) -> str:
@@ -52,18 +65,20 @@ def status(shell: Shell) -> None:
 
 def _status_text(seen: StatusView) -> str:
     traffic = seen.traffic
-    payload = f"{size(traffic.payload_out_bytes)} out, {size(traffic.payload_in_bytes)} in"
-    control = f"{size(traffic.control_out_bytes)} out, {size(traffic.control_in_bytes)} in"
+    sent, got = size(traffic.payload_out_bytes), size(traffic.payload_in_bytes)
+    control = size(traffic.control_out_bytes + traffic.control_in_bytes)
+    up_s = max(0.0, time.time_ns() / 1e9 - seen.started_ms / 1000)
     tasks = ", ".join(f"{count} {state}" for state, count in seen.tasks.items())
     rows = [
         ("peer", f"{seen.name}  {seen.peer}"),
         ("mesh", f"{seen.mesh_name}  {seen.mesh[:16]}  as {seen.role}"),
+        ("up", f"for {duration(up_s)}"),
         ("peers", f"{seen.peers_up} linked of {seen.peers_known} known"),
         ("tasks", tasks or "none yet"),
-        ("models", ", ".join(seen.models) or "none"),
+        ("models", ", ".join(seen.models) or "none; fetch the default ones: covey models pull"),
         ("skills", ", ".join(seen.skills) or "none (they need models)"),
-        ("sent", f"payload {payload}; control {control}"),
-        ("stayed", f"{size(traffic.data_read_bytes)} of raw data were read here"),
+        ("moved", f"{sent} of payload sent, {got} received, {control} of control messages"),
+        ("stayed", f"{size(traffic.data_read_bytes)} of raw data read here"),
         ("at", "  ".join(seen.addresses)),
         ("api", "  ".join(seen.api)),
         ("version", seen.version),
@@ -86,7 +101,7 @@ def doctor(shell: Shell) -> None:
     )
     failed = sum(one.level == "fail" for one in findings)
     if failed:
-        raise Exit(1, f"{failed} finding(s) need your attention")
+        raise Exit(1, "1 finding needs care" if failed == 1 else f"{failed} findings need care")
 
 
 def _finding(one: Finding) -> list[str]:

@@ -9,18 +9,28 @@ from covey.identity.errors import NotFound
 from covey.peer.client.errors import DaemonNotRunning
 from covey.peer.views import ModelView
 
-from .group import command
+from .group import command, shared_options, shell_of
 from .shell import Exit, Shell, size
 
 
-@click.group(epilog="Example: covey models pull")
-def models() -> None:
-    """Show, fetch, add and remove this device's models."""
+@click.group(invoke_without_command=True, epilog="Example: covey models; covey models pull")
+@shared_options()[0]
+@shared_options()[1]
+@click.pass_context
+def models(context: click.Context, home: Path | None, as_json: bool) -> None:
+    """Show, fetch, add and remove this device's models; without a command: list them."""
+    shell = shell_of(home, as_json)
+    if context.invoked_subcommand is None:
+        _list(shell)
 
 
 @command(name="ls", example="covey models ls")
 def list_models_here(shell: Shell) -> None:
-    """Show the models of this device, and what they are good for."""
+    """Show the models of this device."""
+    _list(shell)
+
+
+def _list(shell: Shell) -> None:
     try:
         with shell.client() as client:
             found = client.models()
@@ -31,7 +41,7 @@ def list_models_here(shell: Shell) -> None:
             one.name,
             one.role,
             size(one.size_bytes),
-            str(one.context_tokens),
+            f"{one.context_tokens} tokens",
             one.digest[:12],
             one.licence,
             one.state,
@@ -39,7 +49,8 @@ def list_models_here(shell: Shell) -> None:
         for one in found
     ]
     columns = ("NAME", "ROLE", "SIZE", "CONTEXT", "SHA-256", "LICENCE", "STATE")
-    shell.show_table("ModelList", found, columns, rows)
+    none = "no models here yet; fetch the default ones: covey models pull"
+    shell.show_table("ModelList", found, columns, rows, empty=none)
 
 
 def _asleep(shell: Shell) -> list[ModelView]:
@@ -64,7 +75,7 @@ def _asleep(shell: Shell) -> list[ModelView]:
     ]
 
 
-@command(name="pull", example="covey models pull")
+@command(name="pull", example="covey models pull", short_help="Fetch models by name.")
 @click.argument("names", nargs=-1)
 @click.option("--cache-only", is_flag=True, help="Fetch into the cache that all homes share.")
 def pull(shell: Shell, names: tuple[str, ...], cache_only: bool) -> None:
@@ -112,7 +123,7 @@ class _Progress:
         self._shell = shell
         self._name = name
         self._stage = ""
-        self._moving = sys.stderr.isatty()
+        self._moving = sys.stderr.isatty() and not shell.json
 
     def show(self, stage: str, done: int, whole: int) -> None:
         """Show a step."""
@@ -126,7 +137,11 @@ class _Progress:
         self._stage = stage
 
 
-@command(name="add", example="covey models add ~/Downloads/qwen2.5-0.5b-instruct-q4.gguf")
+@command(
+    name="add",
+    example="covey models add ~/Downloads/qwen2.5-0.5b-instruct-q4.gguf",
+    short_help="Take in a model file that you have.",
+)
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--name", help="What tasks call it; the file's name if not given.")
 def add(shell: Shell, file: Path, name: str | None) -> None:
@@ -147,7 +162,11 @@ def add(shell: Shell, file: Path, name: str | None) -> None:
     _tell_daemon(shell)
 
 
-@command(name="rm", example="covey models rm smollm2-135m-instruct")
+@command(
+    name="rm",
+    example="covey models rm smollm2-135m-instruct",
+    short_help="Remove a model from this device.",
+)
 @click.argument("name")
 def remove(shell: Shell, name: str) -> None:
     """Remove a model from this device; the shared cache keeps its copy."""

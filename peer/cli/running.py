@@ -8,7 +8,7 @@ import time
 import click
 import msgspec
 
-from covey.peer.client.errors import ClientError
+from covey.peer.client.errors import ClientError, DaemonNotRunning
 from covey.peer.views import StatusView
 
 from .group import command
@@ -55,10 +55,18 @@ def up(shell: Shell, detach: bool) -> None:
         code = process.poll()
         if code is None:
             process.kill()
-            raise Exit(7, f"the daemon was not ready after {START_S:g} s; it said:\n{tail}")
-        # A refusal is one line that starts so; anything else is shown as it is.
-        reasons = [line for line in tail.splitlines() if line.startswith("covey: ")]
-        raise Exit(code or 1, reasons[-1].removeprefix("covey: ") if reasons else tail)
+            last = tail.splitlines()[-1:] or ["nothing"]
+            raise Exit(
+                7,
+                f"the daemon was not ready after {START_S:g} s and was ended; the last it said: "
+                f"{last[0]}; see {home.log_file}",
+            )
+        # A refusal is one line that starts so; of anything else the last line says most.
+        lines = tail.splitlines() or ["nothing was said"]
+        reasons = [line for line in lines if line.startswith("covey: ")]
+        if reasons:
+            raise Exit(code, reasons[-1].removeprefix("covey: "))
+        raise Exit(code or 1, f"the daemon ended with {code}: {lines[-1]}; see {home.log_file}")
     text = f"ready in {duration(time.perf_counter() - started)}: {status.name}  {status.peer}"
     shell.show("Status", status, "\n".join([text, *status.addresses]))
 
@@ -83,8 +91,17 @@ def down(shell: Shell) -> None:
     from covey.peer.home import Home
 
     home = Home(shell.path)
-    with shell.client() as client:
-        client.shutdown()
+    try:
+        with shell.client() as client:
+            client.shutdown()
+    except DaemonNotRunning as error:
+        if home.is_running():
+            raise Exit(
+                8,
+                "the daemon does not answer: it starts, stops or hangs; try again, or look into "
+                f"{home.log_file}",
+            ) from error
+        raise Exit(3, f"no daemon is running on {home.path}; there is nothing to end") from error
     ends_at = time.perf_counter() + STOP_S
     while home.is_running():
         if time.perf_counter() > ends_at:

@@ -9,6 +9,8 @@ import click
 from .group import command
 from .shell import Duration, Exit, KeyValue, Shell, duration
 
+TOKEN_BYTES_MAX = 1 << 16
+
 
 @command(example="covey init --name line-1 --label line=1 --data shift-log=/var/log/dpkg.log")
 @click.option("--name", required=True, help="What people call this peer; others see it.")
@@ -74,8 +76,20 @@ def init(
 
 
 @command(example="covey invite --uses 2 --expires 1h > token")
-@click.option("--uses", type=click.IntRange(1, 1000), default=1, show_default=True)
-@click.option("--expires", type=Duration(), default="1h", show_default=True)
+@click.option(
+    "--uses",
+    type=click.IntRange(1, 1000),
+    default=1,
+    show_default=True,
+    help="How many devices may join with it.",
+)
+@click.option(
+    "--expires",
+    type=Duration(),
+    default="1h",
+    show_default=True,
+    help="How long it holds: 90s, 15m, 1h or 2d.",
+)
 def invite(shell: Shell, uses: int, expires: float) -> None:
     """Make a token that lets other devices join.
 
@@ -84,7 +98,8 @@ def invite(shell: Shell, uses: int, expires: float) -> None:
     with shell.client() as client:
         made = client.invite(uses=uses, expires_s=expires)
     shell.show("Invite", made, made.token)
-    shell.say(f"lets {uses} device(s) join within {expires / 60:.0f} min, while this peer is up")
+    who = "1 device" if uses == 1 else f"{uses} devices"
+    shell.say(f"lets {who} join within {duration(expires)}, while this peer is up")
     shell.say("on the other device: covey init --name NAME; covey join < token; covey up -d")
 
 
@@ -112,8 +127,16 @@ def _token(given: str | None) -> str:
     if given is None or given == "-":
         if sys.stdin.isatty():
             raise Exit(2, "give a token, a file with one, or a token on standard input")
-        return sys.stdin.read(1 << 16).strip()
-    if not given.startswith("covey") and Path(given).is_file():
-        with Path(given).open() as file:
-            return file.read(1 << 16).strip()
+        return sys.stdin.buffer.read(TOKEN_BYTES_MAX).decode(errors="replace").strip()
+    if not given.startswith("covey") and _is_file(given):
+        with Path(given).open("rb") as file:
+            return file.read(TOKEN_BYTES_MAX).decode(errors="replace").strip()
     return given.strip()
+
+
+def _is_file(text: str) -> bool:
+    try:
+        return Path(text).is_file()
+    except (OSError, ValueError):
+        # Too long for a path, or with a NUL in it.
+        return False

@@ -2,45 +2,36 @@
 
 import time
 from pathlib import Path
-from typing import Any
+from typing import get_args
 
 import click
 import msgspec
 
-from covey.peer.client.client import default_home
-from covey.peer.views import TERMINAL_STATES, AttemptView, TaskView
+from covey.peer.views import TERMINAL_STATES, AttemptView, TaskState, TaskView
 
-from .group import command, shared_options
-from .shell import Shell, duration, pairs, print_json, table
-
-
-class _Tasks(click.Group):
-    """`covey tasks` alone means `covey tasks ls`."""
+from .group import command, shared_options, shell_of
+from .shell import Exit, Shell, duration, echo, pairs, print_json, table
 
 
-def _with_shared(function: Any) -> Any:
-    for option in reversed(shared_options()):
-        function = option(function)
-    return function
-
-
-@click.group(
-    cls=_Tasks, invoke_without_command=True, epilog="Example: covey tasks; covey tasks show last"
-)
-@_with_shared
+@click.group(invoke_without_command=True, epilog="Example: covey tasks; covey tasks show last")
+@shared_options()[0]
+@shared_options()[1]
 @click.pass_context
 def tasks(context: click.Context, home: Path | None, as_json: bool) -> None:
     """Show, watch and cancel this device's tasks; without a command: list them.
 
     A task is named by its id, a beginning of it, or `last`.
     """
+    shell = shell_of(home, as_json)
     if context.invoked_subcommand is None:
-        _list(Shell(home.absolute() if home else default_home(), as_json), None, 20)
+        _list(shell, None, 20)
 
 
 @command(name="ls", example="covey tasks ls --state failed")
-@click.option("--state", help="Only those in this state.")
-@click.option("--limit", type=click.IntRange(1, 1000), default=20, show_default=True)
+@click.option("--state", type=click.Choice(get_args(TaskState)), help="Only those in this state.")
+@click.option(
+    "--limit", type=click.IntRange(1, 1000), default=20, show_default=True, help="At most so many."
+)
 def list_tasks(shell: Shell, state: str | None, limit: int) -> None:
     """List tasks, newest first."""
     _list(shell, state, limit)
@@ -51,7 +42,9 @@ def _list(shell: Shell, state: str | None, limit: int) -> None:
         found = client.tasks(state=state, limit=limit)
     now_ms = time.time_ns() // 1_000_000
     columns = ("ID", "SKILL", "STATE", "WHERE", "TOOK", "AGE", "REASON")
-    shell.show_table("TaskList", found, columns, [_row(task, now_ms) for task in found])
+    rows = [_row(task, now_ms) for task in found]
+    none = f"no task is {state}" if state else 'no tasks yet; hand one in, such as: covey ask "Hi"'
+    shell.show_table("TaskList", found, columns, rows, empty=none)
 
 
 def _row(task: TaskView, now_ms: int) -> list[str]:
@@ -66,7 +59,7 @@ def _row(task: TaskView, now_ms: int) -> list[str]:
     ]
 
 
-@command(name="show", example="covey tasks show last")
+@command(name="show", example="covey tasks show last", short_help="Show one task and its attempts.")
 @click.argument("task")
 @click.option("--result", is_flag=True, help="Only its result, as JSON.")
 def show(shell: Shell, task: str, result: bool) -> None:
@@ -84,7 +77,7 @@ def _text(task: TaskView) -> str:
     rows = [
         ("task", task.id),
         ("skill", task.skill),
-        ("state", f"{task.state}: {task.reason}" if task.reason else task.state),
+        ("state", _state(task)),
         ("needs", _needs(task)),
         ("ran on", f"{task.peer_name}  {task.peer}" if task.peer else ""),
         ("model", task.model_used or ""),
@@ -97,6 +90,13 @@ def _text(task: TaskView) -> str:
         columns = ("", "PEER", "STATE", "TOOK", "WHY THERE", "REASON")
         lines += ["", table(columns, [_attempt(one) for one in task.attempts])]
     return "\n".join(lines)
+
+
+def _state(task: TaskView) -> str:
+    # Most reasons begin so: `done at line-1`.
+    if task.reason.startswith(task.state):
+        return task.reason
+    return f"{task.state}: {task.reason}" if task.reason else task.state
 
 
 def _needs(task: TaskView) -> str:
@@ -123,29 +123,26 @@ def _when(at_ms: int) -> str:
     return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(at_ms / 1000))
 
 
-@command(name="watch", example="covey tasks watch last")
+@command(name="watch", example="covey tasks watch last", short_help="Show changes as they happen.")
 @click.argument("task", required=False)
 def watch(shell: Shell, task: str | None) -> None:
     """Show changes as they happen: of one TASK until it ends, or of all until Ctrl-C."""
     with shell.client() as client:
-        wanted = client.task(task) if task else None
-        if wanted is not None:
-            _change(shell, wanted)
-            if wanted.state in TERMINAL_STATES:
-                return
-        for event in client.events():
-            if event.task is None or (wanted is not None and event.task.id != wanted.id):
-                continue
-            _change(shell, event.task)
-            if wanted is not None and event.task.state in TERMINAL_STATES:
-                return
+        # `last` is the newest one now, also after the connection broke.
+        wanted = client.task(task).id if task else None
+        for event in client.events(task=wanted):
+            if event.task is not None:
+                _change(shell, event.task)
+                if wanted is not None and event.task.state in TERMINAL_STATES:
+                    return
+    raise Exit(3, "the daemon stopped; tasks that are not finished go on when it is up again")
 
 
 def _change(shell: Shell, task: TaskView) -> None:
     if shell.json:
         print_json("Task", task)
         return
-    click.echo(f"{task.id[:12]}  {task.skill}  {task.state}: {task.reason}")
+    echo(f"{task.id[:12]}  {task.skill}  {_state(task)}")
 
 
 @command(name="cancel", example="covey tasks cancel last")

@@ -9,6 +9,7 @@ Standard library and msgspec only, so that a script starts fast. One client is f
 from .client import Client, connect
 from .errors import (
     AlreadyThere,
+    AnswerLost,
     BadRequest,
     ClientError,
     DaemonNotRunning,
@@ -20,6 +21,7 @@ from .errors import (
 
 __all__ = [
     "AlreadyThere",
+    "AnswerLost",
     "BadRequest",
     "Client",
     "ClientError",

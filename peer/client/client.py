@@ -6,9 +6,12 @@ The client of the local API, over its Unix socket or loopback TCP.
 import http.client
 import os
 import socket
+import time  # pauses between attempts; nothing here is decided by it
 from collections.abc import Iterator, Mapping
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any, Self, TypeVar
+from urllib.parse import quote
 
 import msgspec
 
@@ -26,7 +29,7 @@ from covey.peer.views import (
     TaskView,
 )
 
-from .errors import OF_KIND, ClientError, DaemonNotRunning, TaskFailed
+from .errors import OF_KIND, AnswerLost, ClientError, DaemonNotRunning, TaskFailed
 
 T = TypeVar("T")
 CONNECT_S = 5.0
@@ -34,6 +37,12 @@ CONNECT_S = 5.0
 ANSWER_S = 30.0
 # One long poll; longer waits are several, so that a daemon that ends is noticed.
 POLL_S = 60.0
+# A stream of events that broke is opened again for so long: a daemon restarts in about 2 s.
+RESUME_S = 15.0
+PAUSE_S, PAUSE_S_MAX = 0.05, 1.0
+
+
+_VERSIONS = "covey and the daemon may be of different versions: covey version; covey status"
 
 
 class _Items(msgspec.Struct, frozen=True):
@@ -46,18 +55,28 @@ class _UnixConnection(http.client.HTTPConnection):
         self._path = path
 
     def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.settimeout(self.timeout)
-        self.sock.connect(str(self._path))
+        opened = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        opened.settimeout(self.timeout)
+        try:
+            opened.connect(str(self._path))
+        except OSError:
+            opened.close()
+            raise
+        self.sock = opened
 
 
 class Client:
-    """One daemon's local API. Use `connect`."""
+    """One daemon's local API. Use `connect`.
+
+    A connection is kept between calls. Where it breaks, a question is asked once more, and so is a
+    task with a key; a task without one is not: the daemon may have taken it (`AnswerLost`).
+    """
 
     def __init__(self, place: Path | tuple[str, int], token: str | None) -> None:
         self._place = place
         self._token = token
         self._connection: http.client.HTTPConnection | None = None
+        self._awaits_answer = False
 
     def __enter__(self) -> Self:
         return self
@@ -120,26 +139,26 @@ class Client:
 
     def task(self, name: str) -> TaskView:
         """Return a task by id, unique beginning of an id, or `last`."""
-        return self._get(f"/v1/tasks/{name}", TaskView)
+        return self._get(_path_of(name), TaskView)
 
     def wait(self, name: str, *, timeout_s: float) -> TaskView:
         """Return a task once it is finished, or as it stands after timeout_s."""
         left_s = timeout_s
         while True:
             step_s = min(left_s, POLL_S)
-            view = self._get(f"/v1/tasks/{name}?wait={step_s:.3f}", TaskView, wait_s=step_s)
+            view = self._get(f"{_path_of(name)}?wait={step_s:.3f}", TaskView, wait_s=step_s)
             left_s -= step_s
             if view.state in TERMINAL_STATES or left_s <= 0:
                 return view
 
     def tasks(self, *, state: str | None = None, limit: int = 50) -> list[TaskView]:
         """Return this device's tasks, newest first."""
-        query = f"?limit={limit}" + (f"&state={state}" if state is not None else "")
+        query = f"?limit={limit}" + (f"&state={quote(state)}" if state is not None else "")
         return self._items(f"/v1/tasks{query}", TaskView)
 
     def cancel(self, name: str) -> TaskView:
         """Cancel a task."""
-        return self._call("POST", f"/v1/tasks/{name}/cancel", b"", TaskView)
+        return self._call("POST", f"{_path_of(name)}/cancel", b"", TaskView, repeat=True)
 
     # The device
 
@@ -157,7 +176,7 @@ class Client:
 
     def rescan_models(self) -> None:
         """Let the daemon look again at its model folder."""
-        self._call("POST", "/v1/models/rescan", b"", _Items)
+        self._call("POST", "/v1/models/rescan", b"", _Items, repeat=True)
 
     def doctor(self) -> list[Finding]:
         """Return what the daemon finds right and wrong."""
@@ -173,33 +192,74 @@ class Client:
         self._call("POST", "/v1/shutdown", b"", msgspec.Raw)
 
     def events(
-        self, *, after: int | None = None, timeout_s: float | None = None
+        self,
+        *,
+        task: str | None = None,
+        after: int | None = None,
+        timeout_s: float | None = None,
+        resume_s: float = RESUME_S,
     ) -> Iterator[Event]:
         """Give events as they happen; resumes by itself where a connection broke.
 
-        Ends when the daemon says goodbye. `timeout_s`: raise TimeoutError after so long without any
-        event or sign of life (the daemon gives one every 15 s).
+        Ends when the daemon says goodbye. With `task`: only that task's, beginning with the task as
+        it stands, until it has ended. `after`: first those kept since that event.
+        `timeout_s`: raise TimeoutError after so long without any event or sign of life (the daemon
+        gives one every 15 s). `resume_s`: a connection that broke is opened again for so long.
+
+        Raises:
+            DaemonNotRunning: there is none, or it did not come back within resume_s.
+            NotFoundHere: there is no such task.
         """
+        left_s, pause_s = 0.0, PAUSE_S
         while True:
-            connection = self._connect()
-            connection.timeout = timeout_s
-            headers = self._headers()
-            if after is not None:
-                headers["last-event-id"] = str(after)
+            broke: Exception | None = None
             try:
-                connection.request("GET", "/v1/events", headers=headers)
-                with connection.getresponse() as answer:
-                    for event in _events(answer):
-                        after = event.id
+                with closing(self._connect()) as connection:
+                    for place, event in self._listen(connection, task, after, timeout_s):
+                        after = after if place is None else place
+                        left_s = resume_s
+                        if event is None:
+                            continue
+                        pause_s = PAUSE_S
                         yield event
-                        if event.kind == "bye":
+                        ended = event.task is not None and event.task.state in TERMINAL_STATES
+                        if event.kind == "bye" or (task is not None and ended):
                             return
             except TimeoutError:
                 raise
-            except (OSError, http.client.HTTPException):
-                continue
-            finally:
-                connection.close()
+            except (OSError, http.client.HTTPException) as error:
+                broke = error
+            if broke is not None and left_s <= 0:
+                raise self._unreachable(broke)
+            time.sleep(pause_s)
+            left_s, pause_s = left_s - pause_s, min(2 * pause_s, PAUSE_S_MAX)
+
+    def _listen(
+        self,
+        connection: http.client.HTTPConnection,
+        task: str | None,
+        after: int | None,
+        timeout_s: float | None,
+    ) -> Iterator[tuple[int | None, Event | None]]:
+        """Give (id, event) of one connection; (None, None) once it is open."""
+        connection.timeout = timeout_s
+        headers = self._headers()
+        if after is not None:
+            headers["last-event-id"] = str(after)
+        query = "" if task is None else f"?task={quote(task, safe='', errors='replace')}"
+        connection.request("GET", f"/v1/events{query}", headers=headers)
+        with connection.getresponse() as answer:
+            if answer.status != 200:
+                raise _as_error(answer.status, answer.read())
+            if not answer.headers.get("content-type", "").startswith("text/event-stream"):
+                raise ClientError("something else than a covey daemon answered", remedy=_VERSIONS)
+            yield None, None
+            place = None
+            for line in answer:
+                if line.startswith(b"id: "):
+                    place = int(line[4:])
+                elif line.startswith(b"data: "):
+                    yield place, _decoded(line[6:], Event)
 
     # The inside
 
@@ -221,7 +281,7 @@ class Client:
 
     def _items(self, path: str, kind: type[T]) -> list[T]:
         raw = self._get(path, _Items).items
-        items: list[T] = msgspec.json.decode(raw, type=list[kind])  # type: ignore[valid-type]  # made at run time
+        items: list[T] = _decoded(bytes(raw), list[kind])  # type: ignore[valid-type]  # made at run time
         return items
 
     def _call(
@@ -234,35 +294,65 @@ class Client:
         wait_s: float = 0.0,
         repeat: bool = False,
     ) -> T:
-        kept = self._connection is not None
         try:
-            status, data = self._exchange(method, path, body, wait_s)
-        except (http.client.HTTPException, ConnectionError) as error:
-            self.close()
-            # A kept connection may have been closed under us; what can be repeated, is: once.
-            if not (kept and (repeat or isinstance(error, http.client.RemoteDisconnected))):
-                raise self._unreachable(error) from error
+            kept = self._is_kept()
             try:
                 status, data = self._exchange(method, path, body, wait_s)
-            except (http.client.HTTPException, OSError) as again:
+            except (http.client.HTTPException, ConnectionError):
+                # A kept connection may be closed under us; what can be repeated, is: once.
+                if not (kept and repeat):
+                    raise
                 self.close()
-                raise self._unreachable(again) from again
-        except OSError as error:
+                status, data = self._exchange(method, path, body, wait_s)
+        except (http.client.HTTPException, OSError) as error:
+            was_sent = self._connection is not None
             self.close()
+            if was_sent and method == "POST" and not repeat:
+                raise AnswerLost(
+                    f"the connection broke before the daemon answered ({_named(error)}): it may have "
+                    "taken the request, or not",
+                    remedy="look before you repeat it: covey tasks; a task with a key can be repeated",
+                ) from error
             raise self._unreachable(error) from error
         if status >= 400:
             raise _as_error(status, data)
-        return msgspec.json.decode(data, type=kind)
+        return _decoded(data, kind)
+
+    def _is_kept(self) -> bool:
+        """Tell whether a connection is open; one that the daemon has closed meanwhile is dropped."""
+        if self._connection is None:
+            return False
+        if self._awaits_answer:
+            # An interrupt came in between: the next answer would be the last question's.
+            self.close()
+            return False
+        kept: socket.socket = self._connection.sock
+        kept.settimeout(0)
+        try:
+            # Nothing is due between requests: only the end can be read.
+            kept.recv(1, socket.MSG_PEEK)
+        except BlockingIOError:
+            return True
+        except OSError:
+            pass
+        self.close()
+        return False
 
     def _exchange(self, method: str, path: str, body: bytes, wait_s: float) -> tuple[int, bytes]:
         if self._connection is None:
-            self._connection = self._connect()
-            self._connection.connect()
+            opened = self._connect()
+            opened.connect()
+            # From here on something may have been sent.
+            self._connection = opened
         connection = self._connection
         connection.sock.settimeout(wait_s + ANSWER_S)
-        connection.request(method, path, body or None, self._headers())
+        self._awaits_answer = True
+        # Refused before all of it was read? Then the reason is there to be read.
+        with suppress(BrokenPipeError, ConnectionResetError):
+            connection.request(method, path, body or None, self._headers())
         answer = connection.getresponse()
         data = answer.read()
+        self._awaits_answer = False
         if answer.will_close:
             self.close()
         return answer.status, data
@@ -281,11 +371,12 @@ class Client:
     def _unreachable(self, error: Exception) -> ClientError:
         if isinstance(error, TimeoutError):
             return ClientError("the daemon did not answer in time", remedy="see: covey doctor")
-        gone = isinstance(
-            error, (FileNotFoundError, ConnectionRefusedError, http.client.RemoteDisconnected)
-        )
-        what = "no daemon is running" if gone else f"the daemon cannot be reached ({error})"
-        return DaemonNotRunning(f"{what} on {self._place}", remedy="start it with: covey up -d")
+        place = str(self._place) if isinstance(self._place, Path) else "{}:{}".format(*self._place)
+        remedy = "start it with: covey up -d"
+        if isinstance(error, FileNotFoundError | ConnectionRefusedError):
+            return DaemonNotRunning(f"no daemon is running on {place}", remedy=remedy)
+        what = f"the daemon on {place} cannot be reached, or ended just now"
+        return DaemonNotRunning(f"{what} ({_named(error)})", remedy=remedy)
 
 
 def connect(
@@ -318,6 +409,24 @@ def default_home() -> Path:
     return (Path(data) if data else Path.home() / ".local" / "share") / "covey"
 
 
+def _path_of(task: str) -> str:
+    return f"/v1/tasks/{quote(task, safe='', errors='replace')}"
+
+
+def _named(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
+
+
+def _decoded(data: bytes, kind: type[T]) -> T:
+    try:
+        return msgspec.json.decode(data, type=kind)
+    except msgspec.MsgspecError as error:
+        raise ClientError(
+            f"the daemon's answer is not understood: {error}",
+            remedy=_VERSIONS,
+        ) from error
+
+
 def _as_error(status: int, data: bytes) -> ClientError:
     try:
         problem = msgspec.json.decode(data, type=Problem)
@@ -325,9 +434,3 @@ def _as_error(status: int, data: bytes) -> ClientError:
         return ClientError(f"the daemon answered with status {status}")
     kind = problem.type.removeprefix("covey:")
     return OF_KIND.get(kind, ClientError)(problem.detail, kind=kind, remedy=problem.remedy)
-
-
-def _events(answer: http.client.HTTPResponse) -> Iterator[Event]:
-    for line in answer:
-        if line.startswith(b"data: "):
-            yield msgspec.json.decode(line[6:], type=Event)

@@ -25,6 +25,10 @@ class DaemonNotRunning(ClientError):
     exit_code = 3
 
 
+class AnswerLost(ClientError):
+    """The connection broke after the request was sent: it may have been taken, or not."""
+
+
 class NotFoundHere(ClientError):
     """The daemon does not know what was named."""
 
@@ -68,5 +72,7 @@ OF_KIND: dict[str, type[ClientError]] = {
     "conflict": AlreadyThere,
     "bad-request": BadRequest,
     "too-large": BadRequest,
+    "too-slow": BadRequest,
+    "wrong-method": BadRequest,
     "unavailable": UnavailableNow,
 }

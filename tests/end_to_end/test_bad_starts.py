@@ -133,8 +133,24 @@ def test_a_used_up_invite_is_refused_with_what_to_do(mesh: LocalMesh, peer: Loca
     error = refusal(second, "join", token)
     assert error.code == 5
     assert "used" in str(error)
-    again = refusal(first, "join", token)
-    assert again.code == 6, "who is in a mesh is told so"
+    assert "joined mesh local" in first.covey("join", token), "who asks again uses nothing up"
+
+
+def test_joining_twice_changes_no_mesh_and_no_admin(mesh: LocalMesh, peer: LocalPeer) -> None:
+    other = mesh.found("other", mesh="elsewhere")
+    for one in (peer, other):
+        one.start()
+    token, elsewhere = peer.covey("invite").strip(), other.covey("invite").strip()
+    for one in (peer, other):
+        one.stop()
+    before = (peer.home / "mesh.cbor").read_bytes()
+    error = refusal(peer, "join", elsewhere)
+    assert error.code == 6
+    assert "in mesh 'local' already" in str(error)
+    error = refusal(peer, "join", token)
+    assert error.code == 6
+    assert "is an admin of mesh 'local'" in str(error)
+    assert (peer.home / "mesh.cbor").read_bytes() == before
 
 
 def test_joining_an_inviter_that_is_down_says_so(mesh: LocalMesh, peer: LocalPeer) -> None:

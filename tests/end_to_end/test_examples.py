@@ -36,6 +36,9 @@ def test_the_shell_example_submits_waits_watches_and_handles_an_error(standing: 
     done = run("sh", str(ROOT / "examples/submit_and_wait.sh"), home=standing.peers["gateway"].home)
     assert done.returncode == 0, done.stderr
     assert '"fields":{"machine":"pump_a"}' in done.stdout
+    states = [line for line in done.stdout.splitlines() if line.startswith("event ")]
+    assert states[-1] == "event done"
+    assert len(states) >= 2, "it tells the way to there, too"
     assert "covey:bad-request" in done.stdout
     assert done.stdout.endswith("status 400\n")
 
