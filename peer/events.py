@@ -28,7 +28,8 @@ class Happening:
 
 
 class Events:
-    """The events of one daemon, numbered from 1 at its start.
+    """The events of one daemon. Their numbers grow, also across a restart: who resumes by the last
+    number it heard from an earlier daemon is told everything that this one has kept.
 
     Args:
         now_ms: reads the wall clock.
@@ -37,7 +38,7 @@ class Events:
     def __init__(self, now_ms: Callable[[], int]) -> None:
         self._now_ms = now_ms
         self._kept: deque[Happening] = deque(maxlen=KEPT)
-        self._last_id = 0
+        self._last_id = now_ms() * 1000
         self._listeners: set[trio.MemorySendChannel[Happening]] = set()
 
     def tell(
@@ -69,8 +70,10 @@ class Events:
         """
         send, receive = trio.open_memory_channel[Happening](2 * KEPT)
         if after_id is not None:
+            # A number from the future is an earlier daemon's, whose clock was ahead.
+            from_id = after_id if after_id <= self._last_id else 0
             for event in self._kept:
-                if event.id > after_id:
+                if event.id > from_id:
                     send.send_nowait(event)
         self._listeners.add(send)
         try:

@@ -142,6 +142,7 @@ class LocalPeer:
 
     def stop(self) -> None:
         """End the daemon politely; kill it if it has not ended after STOP_S."""
+        self._forget_client()
         process = self._process
         if process is None or process.poll() is not None:
             return
@@ -150,7 +151,6 @@ class LocalPeer:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait(STOP_S)
-        self._forget_client()
 
     def _forget_client(self) -> None:
         if self._client is not None:

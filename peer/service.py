@@ -13,7 +13,7 @@ from covey.gossip.links import Links
 from covey.gossip.network import Load
 from covey.gossip.task import NONCE_BYTES, TASK_ID_BYTES, Task, TaskId
 from covey.gossip.task_state import MOVES, TERMINAL, TaskState
-from covey.identity.errors import Misuse, NotFound
+from covey.identity.errors import Conflict, NotFound
 from covey.identity.keys import PeerId
 from covey.inference.pool import Pool
 
@@ -106,6 +106,7 @@ class Service:
 
         Raises:
             Misuse: the request cannot be done by anyone.
+            Conflict: its key names another task.
             Unavailable: the disk does not take it.
         """
         task = task_of(request, self.facts.me, nonce=self._draw(NONCE_BYTES), now_ms=self._now_ms())
@@ -115,7 +116,7 @@ class Service:
         if known is None:
             await self._delivery.submit(task)
         elif known[0].need != task.need or known[0].input != task.input:
-            raise Misuse(f"key {request.key!r} was used for another task on this device already")
+            raise Conflict(f"key {request.key!r} names another task on this device already")
         if wait_s > 0:
             await self._delivery.wait_finished(task_id, min(wait_s, WAIT_S_MAX))
         return self.task(task.id.hex())
@@ -143,7 +144,7 @@ class Service:
         return view
 
     def tasks(self, state: str | None, limit: int) -> list[TaskView]:
-        """Return this device's tasks, newest first."""
+        """Return this device's tasks, newest first, without their results."""
         wanted = max(1, min(limit, LISTED_MAX))
         views: list[TaskView] = []
         # What is kept of an unfinished task may be a step behind.
@@ -151,7 +152,7 @@ class Service:
         for task, kept in self._records.newest(kept_as):
             now = self._live(task, kept)
             if state is None or now.state == state:
-                views.append(self._task_view(task, now))
+                views.append(self._task_view(task, now, with_result=False))
                 if len(views) == wanted:
                     break
         return views
@@ -285,9 +286,10 @@ class Service:
     def _live(self, task: Task, kept: TaskState) -> TaskState:
         return self._delivery.origin.state(TaskId(task.id)) or kept
 
-    def _task_view(self, task: Task, state: TaskState) -> TaskView:
+    def _task_view(self, task: Task, state: TaskState, *, with_result: bool = True) -> TaskView:
         task_id = TaskId(task.id)
-        verdict = self._records.verdict(task_id) if state.state == "done" else None
+        wanted = with_result and state.state == "done"
+        verdict = self._records.verdict(task_id) if wanted else None
         return task_view(
             task,
             state,

@@ -72,7 +72,7 @@ class TaskView(msgspec.Struct, frozen=True, kw_only=True):
     """How that peer was found: `here`, `directory` (later also `dht`, `bid`)."""
     attempts: tuple[AttemptView, ...] = ()
     result: Any = None
-    """The skill's JSON answer, when `done`."""
+    """The skill's JSON answer, when `done`; lists of tasks leave it out."""
     run_ms: float | None = None
     """How long the skill itself ran on its peer."""
     model_used: str | None = None

@@ -303,7 +303,7 @@ def _as_number(text: str, name: str) -> float:
         value = float(text)
     except ValueError:
         value = -1.0
-    if not 0 <= value <= 1e15:
+    if not 0 <= value <= 2**53:
         raise Malformed(f"{name} is a number of at least 0, not {text[:32]!r}")
     return value
 

@@ -143,7 +143,7 @@ class Watched(Service):
     """A service of which only the events, and one task, are real."""
 
     def __init__(self) -> None:
-        self.told = Events(lambda: 1000)
+        self.told = Events(lambda: 0)
         self.state: TaskState = "running"
 
     def events(
@@ -254,7 +254,7 @@ async def test_a_listener_is_let_go_at_once_when_the_daemon_ends(autojump_clock:
 async def test_a_task_that_ended_before_the_daemons_last_start_ends_its_stream_at_once(
     autojump_clock: MockClock,
 ) -> None:
-    """Ids count from the start, so that a listener of before it comes back with one far ahead."""
+    """A listener of an earlier daemon, whose clock was ahead, comes back with an id far ahead."""
     service = Watched()
     service.told.tell("peer")
     service.state = "done"

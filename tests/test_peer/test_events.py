@@ -18,7 +18,18 @@ async def test_a_listener_hears_what_happens_from_now_on() -> None:
     async with events.listen(None) as heard:
         events.tell("peer", text="now")
         event = heard.receive_nowait()
-    assert (event.id, event.kind, event.text, event.at_ms) == (2, "peer", "now", 5)
+    assert (event.id, event.kind, event.text, event.at_ms) == (5002, "peer", "now", 5)
+
+
+async def test_who_resumes_after_a_restart_is_told_what_the_new_daemon_kept() -> None:
+    earlier = Events(lambda: 10)
+    for _ in range(50):
+        earlier.tell("peer")
+    for restarted_ms in (11, 3):
+        later = Events(lambda now_ms=restarted_ms: now_ms)
+        later.tell("peer")
+        async with later.listen(10_050) as heard:
+            assert drain(heard) == [restarted_ms * 1000 + 1]
 
 
 async def test_who_names_the_last_it_heard_misses_nothing_that_is_kept() -> None:
