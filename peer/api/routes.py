@@ -45,6 +45,10 @@ BODY_S = 10.0
 # sending reads no answer, and would only see its connection break.
 DRAIN_S = 1.0
 PING_S = 15.0
+EVENTS_PATH = "/v1/events"
+# Most tasks end within this; only who waits longer is watched for leaving, which costs as much as
+# the rest of a small request.
+PATIENCE_S = 0.25
 _STATUS: tuple[tuple[type[CoveyError], int, str], ...] = (
     (NotFound, 404, "not-found"),
     (Conflict, 409, "conflict"),
@@ -93,14 +97,32 @@ class _Routes:
             if asked.key not in (None, key):
                 raise Malformed("the header idempotency-key and the field key differ; send one")
             asked = msgspec.structs.replace(asked, key=key)
-        view = await self._service.submit(asked, _number(request, "wait", 0.0))
+        wait_s = _number(request, "wait", 0.0)
+        view = await self._service.submit(asked, min(wait_s, PATIENCE_S))
+        view = await self._finished(request, view, wait_s - PATIENCE_S)
         return _json(view, status=200 if view.state in TERMINAL_STATES else 202)
 
     async def task(self, request: Request) -> Response:
         wait_s = _number(request, "wait", 0.0)
-        name = str(request.path_params["task"])
-        service = self._service
-        return _json(await service.wait_task(name, wait_s) if wait_s > 0 else service.task(name))
+        view = self._service.task(str(request.path_params["task"]))
+        return _json(await self._finished(request, view, wait_s))
+
+    async def _finished(self, request: Request, view: TaskView, wait_s: float) -> TaskView:
+        """Return a task once it has ended, or as it stands after wait_s, or when its client left."""
+        if wait_s <= 0 or view.state in TERMINAL_STATES:
+            return view
+        async with trio.open_nursery() as nursery:
+
+            async def watch() -> None:
+                # The body is read: what else comes is the end of the connection.
+                while (await request.receive())["type"] != "http.disconnect":
+                    pass
+                nursery.cancel_scope.cancel()
+
+            nursery.start_soon(watch)
+            view = await self._service.wait_task(view.id, wait_s)
+            nursery.cancel_scope.cancel()
+        return view
 
     async def cancel(self, request: Request) -> Response:
         return _json(await self._service.cancel(str(request.path_params["task"])))
@@ -159,7 +181,7 @@ def make_app(service: Service) -> Router:
         ("/v1/models/rescan", "POST", "", routes.rescan),
         ("/v1/invites", "POST", "", routes.invites),
         ("/v1/shutdown", "POST", "", routes.shutdown),
-        ("/v1/events", "GET", "after task", routes.events),
+        (EVENTS_PATH, "GET", "after task", routes.events),
     )
     return Router(
         routes=[

@@ -2,8 +2,8 @@
 token.
 
 Workarounds for hypercorn 0.18, each guarded by a test: a reader that stalls must not hold up the end
-of the daemon; a client that leaves must not leave its handler running (a submission is still taken);
-and an answer's head waits for its body.
+of the daemon; a client that leaves must not leave its stream of events running; and an answer's head
+waits for its body.
 """
 
 import hmac
@@ -26,14 +26,12 @@ from starlette.responses import Response
 from covey.identity.errors import Unavailable
 from covey.peer.service import Service
 
-from .routes import make_app, problem
+from .routes import EVENTS_PATH, make_app, problem
 
 WRITE_S = 2.0
 GRACE_S = 1.0
 # Also how long a client may take over the head of a request.
 KEEP_ALIVE_S = 75
-# A POST that waits goes on for so long after its client left: what it asked for is taken by then.
-LEFT_S = 2.0
 # What h11 buffers of a head that is not complete yet.
 HEAD_BYTES_MAX = 32 * 1024
 # Connections that wait to be accepted; more are refused by the kernel.
@@ -236,14 +234,16 @@ def _tcp_port(scope: Scope) -> int | None:
 
 
 class _CancelOnDisconnect:
-    """Ends a handler whose client has left. hypercorn tells of it, and nobody listens."""
+    """Ends a stream of events whose client has left. hypercorn tells of it, and nobody listens.
+
+    Answers that wait for a task look themselves (`routes.py`); the others are there at once.
+    """
 
     def __init__(self, app: App) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        posted = scope["type"] == "http" and scope["method"] == "POST"
-        if scope["type"] != "http" or (posted and b"wait=" not in scope["query_string"]):
+        if scope["type"] != "http" or scope["path"] != EVENTS_PATH:
             await self._app(scope, receive, send)
             return
         messages_in, messages = trio.open_memory_channel[Message](64)
@@ -266,7 +266,6 @@ class _CancelOnDisconnect:
                         continue
                     await messages_in.send(message)
                     if message["type"] == "http.disconnect":
-                        await trio.sleep(LEFT_S if posted else 0)
                         nursery.cancel_scope.cancel()
                         return
 

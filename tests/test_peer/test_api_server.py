@@ -10,18 +10,20 @@ from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
+from typing import Self
 
 import pytest
 import trio
+from starlette.responses import StreamingResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 from test_peer.daemons import echo_task, request, short_folder
 from trio.testing import MockClock
 
 from covey.identity.errors import Unavailable
-from covey.peer.api.routes import BODY_S, make_app
-from covey.peer.api.server import GRACE_S, KEEP_ALIVE_S, LEFT_S, WRITE_S, serve_app
+from covey.peer.api.routes import BODY_S, EVENTS_PATH, make_app
+from covey.peer.api.server import GRACE_S, KEEP_ALIVE_S, WRITE_S, serve_app
 from covey.peer.service import Service
-from covey.peer.views import StatusView
+from covey.peer.views import StatusView, SubmitRequest, TaskView
 
 
 @asynccontextmanager
@@ -55,8 +57,8 @@ async def connected(
             yield stream, ended
 
 
-class Recorder:
-    """An application that answers nothing, and keeps what became of its handlers."""
+class Pouring:
+    """An application that sends without end, as the events are sent."""
 
     def __init__(self) -> None:
         self.began = trio.Event()
@@ -66,30 +68,18 @@ class Recorder:
         if scope["type"] != "http":
             await answer_lifespan(receive, send)
             return
-        self.began.set()
         try:
-            await trio.sleep(1000)
-        except trio.Cancelled:
+            await StreamingResponse(self)(scope, receive, send)
+        finally:
             self.cancelled.set()
-            raise
 
+    def __aiter__(self) -> Self:
+        return self
 
-class Pouring(Recorder):
-    """An application that sends without end."""
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await answer_lifespan(receive, send)
-            return
-        await send({"type": "http.response.start", "status": 200, "headers": []})
+    async def __anext__(self) -> bytes:
         self.began.set()
-        try:
-            while True:
-                await send({"type": "http.response.body", "body": b"x" * 65536, "more_body": True})
-                await trio.lowlevel.checkpoint()
-        except trio.Cancelled:
-            self.cancelled.set()
-            raise
+        await trio.lowlevel.checkpoint()
+        return b"x" * 65536
 
 
 async def answer_lifespan(receive: Receive, send: Send) -> None:
@@ -112,6 +102,42 @@ class Mistaken(Unasked):
         raise ZeroDivisionError("a mistake of ours")
 
 
+class Endless(Unasked):
+    """A service whose one task never ends; taking it takes a moment."""
+
+    TAKES_S = 5.0
+
+    def __init__(self) -> None:
+        self.taking, self.taken = trio.Event(), trio.Event()
+        self.began, self.cancelled = trio.Event(), trio.Event()
+
+    async def submit(self, request: SubmitRequest, wait_s: float = 0.0) -> TaskView:
+        self.taking.set()
+        await trio.sleep(self.TAKES_S)
+        self.taken.set()
+        return self.task("00")
+
+    def task(self, name: str) -> TaskView:
+        return TaskView(
+            id=name,
+            skill="s",
+            state="running",
+            reason="",
+            zone="mesh",
+            submitted_ms=0,
+            deadline_ms=0,
+        )
+
+    async def wait_task(self, name: str, timeout_s: float) -> TaskView:
+        self.began.set()
+        try:
+            await trio.sleep(timeout_s)
+        except trio.Cancelled:
+            self.cancelled.set()
+            raise
+        return self.task(name)
+
+
 async def ask(stream: trio.SocketStream, data: bytes) -> bytes:
     """Send, and return what comes until the server closes."""
     await stream.send_all(data)
@@ -130,7 +156,7 @@ async def test_a_reader_that_stalls_does_not_hold_up_the_servers_end(
 ) -> None:
     app, stop = Pouring(), trio.Event()
     async with connected(app, stop) as (stream, ended):
-        await stream.send_all(request("GET", "/"))
+        await stream.send_all(request("GET", EVENTS_PATH))
         await app.began.wait()
         # Long enough for the socket's buffer to be full, short of the deadline of a write.
         await trio.sleep(WRITE_S / 2)
@@ -144,36 +170,40 @@ async def test_a_reader_that_stalls_is_cut_off_and_its_handler_ended(
 ) -> None:
     app = Pouring()
     async with connected(app) as (stream, ended):
-        await stream.send_all(request("GET", "/"))
+        await stream.send_all(request("GET", EVENTS_PATH))
         with trio.fail_after(WRITE_S + 1):
             await app.cancelled.wait()
         await rest(stream)
         assert not ended.is_set()
 
 
-async def test_a_client_that_leaves_ends_its_handler(autojump_clock: MockClock) -> None:
-    app = Recorder()
-    async with connected(app) as (stream, _):
-        await stream.send_all(request("GET", "/"))
-        await app.began.wait()
+@pytest.mark.parametrize(
+    "asked",
+    [request("GET", "/v1/tasks/00?wait=60"), request("POST", "/v1/tasks?wait=60", echo_task())],
+    ids=["GET", "POST"],
+)
+async def test_nobody_waits_for_a_client_that_has_left(
+    autojump_clock: MockClock, asked: bytes
+) -> None:
+    service = Endless()
+    async with connected(make_app(service)) as (stream, _):
+        await stream.send_all(asked)
+        await service.began.wait()
         await stream.aclose()
         with trio.fail_after(1):
-            await app.cancelled.wait()
+            await service.cancelled.wait()
 
 
-async def test_a_submission_that_waits_has_time_to_be_taken_after_its_client_left(
+async def test_a_submission_is_taken_whether_or_not_its_client_is_still_there(
     autojump_clock: MockClock,
 ) -> None:
-    app = Recorder()
-    async with connected(app) as (stream, _):
-        await stream.send_all(request("POST", "/?wait=60", b"{}"))
-        await app.began.wait()
+    service = Endless()
+    async with connected(make_app(service)) as (stream, _):
+        await stream.send_all(request("POST", "/v1/tasks?wait=60", echo_task()))
+        await service.taking.wait()
         await stream.aclose()
-        with trio.move_on_after(LEFT_S - 0.1) as waited:
-            await app.cancelled.wait()
-        assert waited.cancelled_caught, "cut off before it was taken"
-        with trio.fail_after(1):
-            await app.cancelled.wait()
+        with trio.fail_after(Endless.TAKES_S + 1):
+            await service.taken.wait()
 
 
 async def test_an_answer_is_one_packet(autojump_clock: MockClock) -> None:
