@@ -144,7 +144,8 @@ class Delivery:
         self._loopback: deque[tuple[PeerId, Message]] = deque()
         self._looping = False
         self._acceptances: dict[tuple[PeerId, TaskId], Accepted] = {}
-        self._accepting = trio.Event()
+        # Its deadline moves, and wakes nobody before it: most acceptances are replaced in time.
+        self._accepting = trio.CancelScope()
         self._scopes: dict[tuple[PeerId, TaskId], trio.CancelScope] = {}
         self._waiters: dict[TaskId, list[trio.Event]] = {}
         self._watchers: list[Callable[[TaskId, TaskState], None]] = []
@@ -417,18 +418,20 @@ class Delivery:
             return
         if isinstance(message, Accepted):
             self._acceptances[to, TaskId(message.task_id)] = message
-            self._accepting.set()
+            self._accepting.deadline = min(self._accepting.deadline, trio.current_time() + ACCEPT_S)
             return
         if isinstance(message, Delivered | Declined):
             self._acceptances.pop((to, TaskId(message.task_id)), None)
+            if not self._acceptances:
+                self._accepting.deadline = math.inf
         self._send_now(to, message)
 
     async def _accept(self) -> None:
         """Send acceptances a moment late: one whose outcome follows at once need not be sent."""
         while True:
-            await self._accepting.wait()
-            await trio.sleep(ACCEPT_S)
-            self._accepting = trio.Event()
+            with self._accepting:
+                await trio.sleep_forever()
+            self._accepting = trio.CancelScope()
             acceptances, self._acceptances = self._acceptances, {}
             for (to, _), message in acceptances.items():
                 self._send_now(to, message)

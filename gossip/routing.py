@@ -173,4 +173,7 @@ def _why(need: Need, entry: Entry, link: LinkInfo, ready: int, lacks_here: str |
             else "load unknown"
         )
         why = f"{has}; the least busy of {ready} ({busy})"
-    return why if lacks_here is None else f"{why}; not here: {lacks_here}"
+    if lacks_here is None:
+        return why
+    # What a peer lacks is told of "it"; here that would be read as the other one.
+    return f"{why}; this peer {lacks_here.removeprefix('it ')}"

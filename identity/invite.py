@@ -74,7 +74,9 @@ def parse_token(text: str) -> Invite:
     try:
         data = base64.b64decode(encoded + "=" * (-len(encoded) % 4), altchars=b"-_", validate=True)
     except (binascii.Error, ValueError) as error:
-        raise Malformed("the invite has characters that do not belong; copy it whole") from error
+        raise Malformed(
+            "the invite was cut, or has characters that do not belong; copy it whole"
+        ) from error
     body, checksum = data[:-_CHECKSUM_BYTES], data[-_CHECKSUM_BYTES:]
     if _checksum(body) != checksum:
         raise Malformed("the invite was cut or mistyped; copy it whole")

@@ -176,7 +176,8 @@ def _read_front(reader: _Reader) -> tuple[int, dict[str, object]]:
     tensors, keys = reader.u64(), reader.u64()
     if not 0 < tensors <= TENSORS_MAX or keys > KEYS_MAX:
         raise BadModel(
-            f"{tensors} tensors and {keys} keys; allowed are {TENSORS_MAX} and {KEYS_MAX}"
+            f"its header claims {tensors} tensors and {keys} keys, more than the {TENSORS_MAX} and "
+            f"{KEYS_MAX} allowed: it is damaged; {_REMEDY}"
         )
     values: dict[str, object] = {}
     for _ in range(keys):

@@ -71,7 +71,7 @@ class Story:
         started = perf_counter()
         with self.console.status(what):
             yield
-        self.say(f"  {what} [dim]{perf_counter() - started:.1f} s[/]")
+        self.say(f"  {what} [dim]({perf_counter() - started:.1f} s)[/]")
 
     @property
     def elapsed_s(self) -> float:
@@ -209,10 +209,11 @@ def work_next_to_the_data(
         asking.join(120)
     _show(story, "summarize", summed)
     story.say(f"    {escape(_result(summed)['text'])}")
-    story.say(
-        f"    [dim](worded by: {_result(summed)['worded_by']}; each number in it is checked "
-        "against the lines)[/]"
-    )
+    if _result(summed)["worded_by"] == "model":
+        worded = "worded by the model; its every number and name was checked against counted facts"
+    else:
+        worded = f"worded by code, since {_result(summed)['why']}"
+    story.say(f"    [dim]({escape(worded)})[/]")
     for answer in asked:
         _show(story, "chat", answer)
         story.say(f"    {escape(_result(answer)['text'].strip())}")
@@ -267,7 +268,7 @@ def lose_a_peer(story: Story, gateway: LocalPeer, workers: list[LocalPeer]) -> N
     story.say(f"  a long answer is being written on [bold]{victim.name}[/] (pid {victim.pid})")
     victim.kill()
     story.say(f"  [red]killed {victim.name}[/]; nobody told the gateway")
-    with story.timed("the gateway notices, and the task is finished by another"):
+    with story.timed("the gateway notices, and another peer finishes the task:"):
         ended = client.wait(task.id, timeout_s=120)
     for attempt in ended.attempts:
         reason = attempt.reason or attempt.why

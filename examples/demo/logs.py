@@ -3,13 +3,17 @@
 The journal's, else the kernel's, else the package manager's.
 """
 
+import re
 import shutil
 import subprocess
+from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 LINES_MIN = 20
+KINDS_MIN = 8
 KEPT_LINES = 400
 KERNEL_LOGS = (Path("/var/log/kern.log"), Path("/var/log/messages"))
 PACKAGE_LOGS = (
@@ -56,16 +60,17 @@ def find_log(folder: Path) -> MachineLog:
         ("the journal", ("journalctl", "-n", str(KEPT_LINES), "--no-pager", "-q")),
         ("the kernel log", ("dmesg",)),
     ):
-        lines = _output(command)
-        if len(lines) >= LINES_MIN:
+        lines = _output(command)[-KEPT_LINES:]
+        if _is_worth_reading(lines):
             path = folder / f"{command[0]}.log"
-            path.write_text("\n".join(lines[-KEPT_LINES:]) + "\n")
-            return MachineLog(what, path, SYSTEM_LABELS, SYSTEM_FIELDS)
+            path.write_text("\n".join(lines) + "\n")
+            told = f"the last {len(lines)} lines of {what}"
+            return MachineLog(told, path, SYSTEM_LABELS, SYSTEM_FIELDS)
     for path in KERNEL_LOGS:
-        if _is_long_enough(path):
+        if _is_worth_reading(_lines(path)):
             return MachineLog("the kernel log", path, SYSTEM_LABELS, SYSTEM_FIELDS)
     for path in PACKAGE_LOGS:
-        if _is_long_enough(path):
+        if _is_worth_reading(_lines(path)):
             return MachineLog("the package manager's log", path, PACKAGE_LABELS, PACKAGE_FIELDS)
     raise SystemExit(
         f"this machine has no readable log with {LINES_MIN} lines: tried journalctl, dmesg, "
@@ -83,9 +88,15 @@ def _output(command: tuple[str, ...]) -> list[str]:
     return done.stdout.splitlines() if done.returncode == 0 else []
 
 
-def _is_long_enough(path: Path) -> bool:
+def _lines(path: Path) -> list[str]:
     try:
         with path.open(errors="replace") as lines:
-            return sum(1 for _ in lines) >= LINES_MIN
+            return list(deque(lines, maxlen=KEPT_LINES))
     except OSError:
-        return False
+        return []
+
+
+def _is_worth_reading(lines: Sequence[str]) -> bool:
+    """Tell whether there are enough lines, and of enough kinds: one crash over and over is no story."""
+    kinds = {re.sub(r"[0-9a-f]*\d[0-9a-f]*|\b[0-9a-f]{2}\b", "", line) for line in lines}
+    return len(lines) >= LINES_MIN and len(kinds) >= KINDS_MIN

@@ -290,7 +290,7 @@ def _cut(text: str) -> str:
 
 def _schema(path: Path) -> Any:
     try:
-        return msgspec.json.decode(path.read_bytes())
+        return msgspec.json.decode(_stdin() if str(path) == "-" else path.read_bytes())
     except OSError as error:
         raise Exit(2, f"the schema {path} cannot be read: {error.strerror}") from error
     except msgspec.MsgspecError as error:

@@ -127,7 +127,10 @@ def _token(given: str | None) -> str:
     if given is None or given == "-":
         if sys.stdin.isatty():
             raise Exit(2, "give a token, a file with one, or a token on standard input")
-        return sys.stdin.buffer.read(TOKEN_BYTES_MAX).decode(errors="replace").strip()
+        token = sys.stdin.buffer.read(TOKEN_BYTES_MAX).decode(errors="replace").strip()
+        if not token:
+            raise Exit(2, "standard input was empty; give a token: make one with: covey invite")
+        return token
     if not given.startswith("covey") and _is_file(given):
         with Path(given).open("rb") as file:
             return file.read(TOKEN_BYTES_MAX).decode(errors="replace").strip()

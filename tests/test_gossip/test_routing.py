@@ -107,7 +107,7 @@ def test_the_least_busy_is_chosen_then_the_nearest() -> None:
     assert answer.peer == BIG.peer_id
     assert answer.why == (
         "it has skill 'classify'; the least busy of 2 (0 running, 1 waiting); "
-        "not here: it does not offer skill 'classify'"
+        "this peer does not offer skill 'classify'"
     )
     links = {LOG.peer_id: link(LOG.peer_id, 1, 2.0), BIG.peer_id: link(BIG.peer_id, 1, 90.0)}
     answer = finder("busy", links).find(Need("classify"), ())
