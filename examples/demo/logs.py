@@ -43,7 +43,6 @@ SYSTEM_LABELS = ("network", "storage", "memory", "processor", "service", "securi
 PACKAGE_FIELDS: dict[str, dict[str, Any]] = {
     "time": {"type": "string"},
     "action": {"enum": ["install", "upgrade", "configure", "trigproc", "remove", "status"]},
-    "package": {"type": "string", "description": "name of the package"},
 }
 SYSTEM_FIELDS: dict[str, dict[str, Any]] = {
     "component": {"type": "string", "description": "device or service that the line is about"},
