@@ -115,6 +115,10 @@ def _tail_of_file(path: Path, lines: int) -> bytes:
             begin = max(0, end - min(size, READ_BYTES_MAX))
             file.seek(begin)
             data = file.read(end - begin)
+            if (now := os.fstat(file.fileno()).st_size) < end:
+                # Cut while it was read: what lay past the new end may have been read as zeros.
+                end = now
+                continue
             if begin > 0:
                 # Its first line is cut, unless there is no other.
                 whole = data[data.find(b"\n") + 1 :]

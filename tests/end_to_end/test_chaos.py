@@ -24,21 +24,27 @@ pytestmark = [pytest.mark.end_to_end, pytest.mark.model]
 ROUNDS = int(os.environ.get("COVEY_CHAOS_ROUNDS", "10"))
 SEED = int(os.environ.get("COVEY_CHAOS_SEED", "1"))
 TASKS = 6
+MOMENTS = ("amid work", "at once", "later on")
 SETTLED_S = 90.0
 
 
+LONG: dict[str, object] = {"prompt": "Write a long story about a pump.", "max_tokens": 200}
+"""Seconds of work: whoever is killed while it is seen to run is killed in the middle of it."""
+
+
 def work(draw: random.Random, number: int) -> tuple[str, dict[str, object]]:
-    """One piece of work: long enough to be cut off in the middle, or short."""
+    """One piece of work: first one that is long, then some that are shorter, or very short."""
+    if number == 0:
+        return "chat", LONG
     if draw.random() < 0.5:
         tokens = draw.randrange(16, 100)
         return "chat", {"prompt": f"Count from {number}.", "max_tokens": tokens}
     return "classify", {"labels": ["warm", "cold"], "items": [f"pump {number} is hot"]}
 
 
-def hand_in(
-    origin: LocalPeer, draw: random.Random, round_: int, acknowledged: dict[str, str]
-) -> None:
+def hand_in(origin: LocalPeer, round_: int, acknowledged: dict[str, str]) -> None:
     """Hand in work until the origin is gone; what it acknowledged, it must do."""
+    draw = random.Random(f"{SEED}-{round_}")
     with connect(home=origin.home) as client:
         for number in range(TASKS):
             skill, asked = work(draw, number)
@@ -50,11 +56,9 @@ def hand_in(
             acknowledged[task.id] = key
 
 
-def a_task_is_running(client: Client, names: set[str]) -> bool:
-    try:
-        return any(task.id in names and task.state == "running" for task in client.tasks(limit=50))
-    except ClientError:
-        return True
+def who_runs(client: Client, name: str) -> str | None:
+    task = client.task(name)
+    return task.peer_name if task.state == "running" else None
 
 
 def finished(client: Client, name: str) -> TaskView | None:
@@ -96,25 +100,26 @@ def test_a_killed_peer_costs_no_acknowledged_task(
     ended: dict[str, TaskView] = {}
     lost_attempts = 0
     for round_ in range(ROUNDS):
-        if not deck:
-            deck = sorted(peers)
-            draw.shuffle(deck)
-        victim = peers[deck.pop()]
         acknowledged: dict[str, str] = {}
-        # The moment of the kill: as work is handed in, once something runs, or a little later.
-        moment = draw.choice(["at once", "running", "later"])
-        handing_in = threading.Thread(target=hand_in, args=(origin, draw, round_, acknowledged))
+        # The kill comes as work is handed in, or hits who runs the long task, or comes later on.
+        moment = MOMENTS[round_ % len(MOMENTS)]
+        handing_in = threading.Thread(target=hand_in, args=(origin, round_, acknowledged))
         handing_in.start()
         if moment == "at once":
             wait_until(lambda known=acknowledged: len(known) >= 2, "two are acknowledged")
         else:
             handing_in.join(30)
-            names = set(acknowledged)
-            wait_until(
-                lambda names=names: a_task_is_running(origin.client, names),
-                "one runs",
-                timeout_s=30,
-            )
+        long, *_, last = acknowledged
+        if moment == "later on":
+            wait_until(lambda last=last: finished(origin.client, last), "the last is done")
+        if moment == "amid work":
+            runner = wait_until(lambda long=long: who_runs(origin.client, long), "the long runs")
+            victim = peers[runner]
+        else:
+            if not deck:
+                deck = sorted(peers)
+                draw.shuffle(deck)
+            victim = peers[deck.pop()]
         victim.kill()
         handing_in.join(30)
         assert not handing_in.is_alive()
