@@ -83,6 +83,11 @@ class News(msgspec.Struct, frozen=True, array_like=True, tag="news"):
 AdvertMessage = Have | News
 
 
+def only_addresses(advert: Advert) -> Advert:
+    """Return the advert without what the peer offers: it is found by who knows a name to ask for."""
+    return msgspec.structs.replace(advert, labels=(), data=(), skills=(), models=())
+
+
 def seal_advert(advert: Advert, *, mesh: MeshId, keypair: Keypair) -> bytes:
     """Return the advert signed by its author."""
     return seal(advert, kind=KIND, mesh=mesh, keypair=keypair)

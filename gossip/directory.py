@@ -7,7 +7,7 @@ repetition do not matter.
 """
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from covey.identity.certificate import Member
 from covey.identity.envelope import MeshId
@@ -92,14 +92,20 @@ class Directory:
         for item in items:
             self._take(item, now_ms)
 
-    def announce(self, item: Item) -> list[DirectoryEffect]:
+    def announce(self, item: Item, whole: Advert | None = None) -> list[DirectoryEffect]:
         """Take in this peer's own fresh advert and tell every link.
 
         Its time is not judged: with a wrong clock, or past its grace, a device works on alone.
+
+        Args:
+            item: what others are told.
+            whole: what this peer offers, if others are told less.
         """
         entry = self._take(item, None)
         if entry is None:
             return []
+        if whole is not None:
+            entry = self._entries[entry.peer] = replace(entry, advert=whole)
         return [Keep(entry), *(Tell(peer, News((item,))) for peer in sorted(self._links))]
 
     def link_up(self, peer: PeerId) -> list[DirectoryEffect]:

@@ -41,7 +41,7 @@ from .task import (
     Need,
     Outcome,
     TaskId,
-    check_need,
+    check_shape,
     digest_of,
     task_digest,
     task_id_of,
@@ -331,7 +331,7 @@ class Executions:
         if offer.left_ms > LEFT_MS_MAX:
             return f"its deadline is more than {LEFT_MS_MAX // 86_400_000} days away"
         try:
-            check_need(offer.need)
+            check_shape(offer.need)
         except Misuse as error:
             return str(error)
         if offer.need.zone == "device" and origin != self._me:

@@ -314,7 +314,7 @@ class Origin:
         if len(live.state.attempts) >= ATTEMPTS_MAX:
             return self._end(live, "failed", f"tried {ATTEMPTS_MAX} times in vain", now, now_ms)
         live.avoid = {peer: until for peer, until in live.avoid.items() if until > now}
-        found = self._finder.find(task.need, live.avoid)
+        found = self._finder.find(task.need, live.avoid, now, live.ends_at - now)
         match found:
             case Nobody(lacking):
                 reason = as_reason(lacking)

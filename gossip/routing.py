@@ -1,21 +1,24 @@
 """Which peer should run a task? This one, else the best of the directory.
 
-Pure: reads what is known now. Candidates outside the zone do not exist. The order of asking is
-DESIGN's: this peer, the directory; a coordinator's shortlist, the DHT and calls for bids will be
-further `Finder`s.
+Pure: reads what is known now. Candidates outside the zone do not exist. The order is DESIGN's: this
+peer, the directory, and, when the directory has nobody, who said so themselves: asked by a hint of
+the DHT, or in answer to a call for bids (`search.py`). A coordinator's shortlist will be a further
+`Finder`.
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+from covey.identity.certificate import Member
 from covey.identity.keys import PeerId
 
 from .directory import Directory, Entry
 from .network import LinkInfo
+from .search import Found, Search
 from .task import Need
 
-Way = Literal["here", "directory"]
+Way = Literal["here", "directory", "dht", "bid"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,13 +35,17 @@ class Nobody:
     """No peer can be offered the task now, and what is missing, in plain words."""
 
     reason: str
+    soon: bool = False
+    """A linked peer can do it, and will be asked again in a moment."""
 
 
 class Finder(Protocol):
     """How an origin finds an executor. The seam for coordinator, DHT and bids."""
 
-    def find(self, need: Need, exclude: Collection[PeerId]) -> Candidate | Nobody:
-        """Return the best candidate now, none of `exclude`."""
+    def find(
+        self, need: Need, exclude: Collection[PeerId], now: float, left_s: float
+    ) -> Candidate | Nobody:
+        """Return the best candidate now, none of `exclude`; the task has `left_s` more seconds."""
         ...
 
 
@@ -64,7 +71,9 @@ class DirectoryFinder:
         self._links = links
         self._able_here = able_here
 
-    def find(self, need: Need, exclude: Collection[PeerId]) -> Candidate | Nobody:
+    def find(
+        self, need: Need, exclude: Collection[PeerId], now: float, left_s: float
+    ) -> Candidate | Nobody:
         """Return the best candidate now, none of `exclude`."""
         lacks_here = self._lacks_here(need)
         if lacks_here is None and self._me not in exclude:
@@ -79,7 +88,8 @@ class DirectoryFinder:
         ]
         ready = [entry for entry in able if entry.peer in links and entry.peer not in exclude]
         if not ready:
-            return Nobody(self._why_nobody(need, able, links))
+            soon = any(entry.peer in links for entry in able)
+            return Nobody(self._why_nobody(need, able, links), soon)
         best = min(ready, key=lambda entry: _rank(links[entry.peer], entry.peer))
         return Candidate(
             best.peer, "directory", _why(need, best, links[best.peer], len(ready), lacks_here)
@@ -98,6 +108,71 @@ class DirectoryFinder:
                 return f"{names} could do it, but cannot be reached now"
             return f"{names} could do it, and will be asked again soon"
         return why_none(need, self._directory)
+
+
+class SearchingFinder:
+    """Finds by the directory, and lets those be searched for whom it does not know.
+
+    Args:
+        directory: this peer first, then the directory.
+        search: the searches of this peer.
+        links: the current links, by peer.
+        member: who a linked peer is by the chain that it showed.
+        seek: told that a search may be due.
+    """
+
+    def __init__(
+        self,
+        directory: Finder,
+        search: Search,
+        links: Callable[[], Mapping[PeerId, LinkInfo]],
+        member: Callable[[PeerId], Member | None],
+        seek: Callable[[], None],
+    ) -> None:
+        self._directory = directory
+        self._search = search
+        self._links = links
+        self._member = member
+        self._seek = seek
+
+    def find(
+        self, need: Need, exclude: Collection[PeerId], now: float, left_s: float
+    ) -> Candidate | Nobody:
+        """Return the best candidate now, none of `exclude`; if there is none, begin to search."""
+        answer = self._directory.find(need, exclude, now, left_s)
+        if isinstance(answer, Candidate) or answer.soon:
+            return answer
+        links = self._links()
+        found = [
+            one
+            for one in self._search.found(need, now)
+            if one.peer in links
+            and one.peer not in exclude
+            and (member := self._member(one.peer)) is not None
+            and member.is_in(need.zone)
+        ]
+        if found:
+            best = min(found, key=lambda one: _rank_found(links[one.peer], one))
+            return Candidate(best.peer, best.by, _why_found(best, len(found)))
+        doing = self._search.want(need, now, left_s)
+        self._seek()
+        return Nobody(f"{answer.reason}; {doing}" if doing else answer.reason)
+
+
+def _rank_found(link: LinkInfo, found: Found) -> tuple[int, int, PeerId]:
+    waiting, _, peer = _rank(link, found.peer)
+    return waiting, found.done_in_ms, peer
+
+
+def _why_found(found: Found, of: int) -> str:
+    how = {
+        "dht": "the DHT named it, and it said itself that it can",
+        "bid": "it answered a call for bids",
+    }[found.by]
+    run = f", {found.bid.run_ms} ms a run of late" if found.bid.run_ms else ""
+    best = f"; the best of {of}" if of > 1 else ""
+    starts = f"in {found.bid.starts_in_ms} ms" if found.bid.starts_in_ms else "at once"
+    return f"nobody is known that offers it; {how}: starts {starts}{run}{best}"
 
 
 def why_none(need: Need, entries: Iterable[Entry]) -> str:

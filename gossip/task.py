@@ -4,6 +4,7 @@ Input and result are JSON bytes of the skill's own; delivery never looks inside.
 """
 
 import hashlib
+from collections.abc import Collection
 from typing import Literal, NewType
 
 import msgspec
@@ -30,8 +31,8 @@ LABELS_MAX = 16
 PRIORITY_MAX = 9
 OUTCOME_KIND = "outcome"
 
-Zone = Literal["device", "mesh"]
-ZONES: tuple[Zone, ...] = ("device", "mesh")
+ZONES = ("device", "mesh")
+"""What is a zone for every device; others are granted in certificates."""
 
 
 class Need(msgspec.Struct, frozen=True, array_like=True):
@@ -100,13 +101,13 @@ def task_digest(origin: str, task_id: bytes, need: Need, input_: bytes) -> bytes
     return digest_of(encode_plain([origin, task_id, named, digest_of(input_)]))
 
 
-def check_need(need: Need) -> None:
-    """Refuse a need that no peer could read.
+def check_shape(need: Need) -> None:
+    """Refuse a need that no peer could read, whoever asks.
 
     Raises:
         Misuse: naming the field and its limit.
     """
-    names = (need.skill, need.data or "", need.model or "", need.peer or "")
+    names = (need.skill, need.zone, need.data or "", need.model or "", need.peer or "")
     for name in (*names, *(part for label in need.labels for part in label)):
         if len(name) > NAME_CHARACTERS_MAX:
             raise Misuse(
@@ -116,10 +117,24 @@ def check_need(need: Need) -> None:
         raise Misuse("a task names a skill, such as 'classify'")
     if len(need.labels) > LABELS_MAX:
         raise Misuse(f"a task names at most {LABELS_MAX} labels, not {len(need.labels)}")
-    if need.zone not in ZONES:
-        raise Misuse(f"zone {need.zone!r} is not known here; use one of: {', '.join(ZONES)}")
     if need.size_bytes > INPUT_BYTES_MAX:
         raise Misuse(
             f"the input has {need.size_bytes} bytes, over the limit of {INPUT_BYTES_MAX}; "
             "put it into a data source and name that"
         )
+
+
+def check_need(need: Need, zones: Collection[str] = ()) -> None:
+    """Refuse a need that no peer could read, or of a zone that this device is not in.
+
+    Args:
+        need: what is asked for.
+        zones: the zones that this device's certificate grants, besides those that all have.
+
+    Raises:
+        Misuse: naming the field and its limit.
+    """
+    check_shape(need)
+    known = (*ZONES, *sorted(zones))
+    if need.zone not in known:
+        raise Misuse(f"zone {need.zone!r} is not known here; use one of: {', '.join(known)}")

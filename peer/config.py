@@ -96,6 +96,8 @@ class Models(_Part, frozen=True, kw_only=True):
     """Requests that a model works on at once; each may have context_tokens / slots tokens."""
     waiting: int = 16
     """Requests that wait for a slot; a task that needs one more tries again every 2 s."""
+    engine: str = "auto"
+    """`auto`, `llama.cpp` or `ctransformers`: which engine is preferred where both can run a model."""
     idle_s: float = 600.0
     """A model that nobody asked for so long gives its memory back; the next request waits about 1 s."""
 
@@ -107,6 +109,20 @@ class Tasks(_Part, frozen=True, kw_only=True):
     """Tasks that run here at once."""
     waiting: int = 64
     """Tasks that wait here for a place; more are declined, to be tried elsewhere."""
+
+
+class Discovery(_Part, frozen=True, kw_only=True):
+    """How peers are found, and this one by others."""
+
+    advert: str = "all"
+    """`all`: every member is told what this peer offers. `addresses`: only where it is; who knows the
+    name of what is wanted still finds it, by the DHT or a call for bids."""
+    dht: bool = True
+    """Take part in the DHT, and be found there by keyed hashes of what this peer offers."""
+    bids: bool = True
+    """Answer calls for bids, and call when nobody is known."""
+    mdns: bool = True
+    """Find members on this network segment, and be found there, without a bootstrap address."""
 
 
 class Log(_Part, frozen=True, kw_only=True):
@@ -135,11 +151,15 @@ class Config(_Part, frozen=True, kw_only=True):
     """Models on this device, and what they may use."""
     tasks: Tasks = Tasks()
     """How much work is taken on."""
+    discovery: Discovery = Discovery()
+    """How peers are found."""
     log: Log = Log()
     """What the daemon says."""
 
 
 LEVELS = ("debug", "info", "warning", "error")
+ENGINES = ("auto", "llama.cpp", "ctransformers")
+ADVERTS = ("all", "addresses")
 # No wait without an end, and nothing that a mistyped zero makes a hundred times too much.
 RANGES: tuple[tuple[str, float, float], ...] = (
     ("listen.port", 0, 65535),
@@ -201,8 +221,8 @@ def write_config(config: Config) -> str:
     ]
     if config.listen.announce:
         sections[0] = ("listen", {**sections[0][1], "announce": config.listen.announce})
-    for name, part in (("models", config.models), ("tasks", config.tasks), ("log", config.log)):
-        if chosen := _chosen(part):
+    for name in ("models", "tasks", "discovery", "log"):
+        if chosen := _chosen(getattr(config, name)):  # noqa: PERF401
             sections.append((name, chosen))
     sections += [(f"data.{_toml(name)}", _chosen(source)) for name, source in config.data.items()]
     for name, rows in sections:
@@ -259,6 +279,7 @@ _SECTIONS: dict[str, type[msgspec.Struct]] = {
     "api": Api,
     "models": Models,
     "tasks": Tasks,
+    "discovery": Discovery,
     "log": Log,
     "data.NAME": DataSource,
 }
@@ -303,8 +324,13 @@ def _troubles(config: Config) -> Iterator[str]:
         value = getattr(getattr(config, section), field)
         if not low <= value <= high:
             yield f"{name} is {low} to {high}, not {value}"
-    if config.log.level not in LEVELS:
-        yield f"log.level is {', '.join(LEVELS[:-1])} or {LEVELS[-1]}, not {config.log.level!r}"
+    for place, value, allowed in (
+        ("log.level", config.log.level, LEVELS),
+        ("models.engine", config.models.engine, ENGINES),
+        ("discovery.advert", config.discovery.advert, ADVERTS),
+    ):
+        if value not in allowed:
+            yield f"{place} is {', '.join(allowed[:-1])} or {allowed[-1]}, not {value!r}"
     try:
         ipaddress.ip_address(config.listen.address)
     except ValueError:

@@ -19,6 +19,7 @@ import trio
 import covey
 from covey.gossip.admission import Admission
 from covey.gossip.advert import Advert, DataOffer, ModelOffer
+from covey.gossip.bidding import CALL_ID_BYTES, TOPIC, Bidder, Outlook
 from covey.gossip.dialling import Dialling
 from covey.gossip.directory import Directory
 from covey.gossip.driver import Cores, Delivery
@@ -28,10 +29,14 @@ from covey.gossip.joining import InviteDesk
 from covey.gossip.links import Links
 from covey.gossip.network import Load
 from covey.gossip.origin import Origin
-from covey.gossip.routing import DirectoryFinder
+from covey.gossip.pubsub import Pubsub, PubsubSettings, open_pubsub
+from covey.gossip.routing import DirectoryFinder, SearchingFinder
+from covey.gossip.search import Search
+from covey.gossip.seeking import Seeking
+from covey.gossip.task import Need
 from covey.identity.certificate import Member, member_of
 from covey.identity.errors import Unavailable
-from covey.identity.keys import Keypair
+from covey.identity.keys import Keypair, PeerId
 from covey.identity.keystore import write_private
 from covey.inference.engine import Role
 from covey.inference.model_files import ModelFile, list_models
@@ -129,6 +134,7 @@ class Daemon:
         self.data = DataSources(parts.config.data)
         self.executor = Executor(parts.config.skills, parts.pool, self.data)
         self.records = TaskRecords(parts.store)
+        self.search, self.seeking = self._make_seeking()
         self.delivery = Delivery(
             self._make_cores, parts.links, self.records, self.executor, parts.clock.now_ms
         )
@@ -142,6 +148,7 @@ class Daemon:
                 directory=parts.directory,
                 dialling=parts.dialling,
                 now_ms=parts.clock.now_ms,
+                quiet=parts.config.discovery.advert == "addresses",
             ),
             describe=self._describe,
             learned=self.delivery.wake,
@@ -149,11 +156,12 @@ class Daemon:
             jumped=self._clock_jumped,
         )
 
-    async def serve(self, host: Host, nursery: trio.Nursery) -> None:
+    async def serve(self, host: Host, pubsub: Pubsub | None, nursery: trio.Nursery) -> None:
         """Start everything that runs; return once the local API answers."""
         parts = self._parts
         self._host = host
         await nursery.start(partial(parts.links.serve, host))
+        await nursery.start(self.seeking.serve, pubsub)
         await nursery.start(partial(self.neighbours.serve, host))
         await self.rescan_models()
         await nursery.start(self.delivery.serve)
@@ -203,10 +211,11 @@ class Daemon:
     def _make_cores(self) -> Cores:
         parts = self._parts
         me = parts.keypair.peer_id
-        able_here = able(lambda: parts.directory.get(me))
-        finder = DirectoryFinder(
-            me, parts.directory, parts.links.links, lambda need: able_here(me, need)
-        )
+        able_here = self._able()
+        links = parts.links.links
+        directory = DirectoryFinder(me, parts.directory, links, lambda need: able_here(me, need))
+        seeking = self.seeking
+        finder = SearchingFinder(directory, self.search, links, seeking.member, seeking.poke)
         tasks = parts.config.tasks
         executions = Executions(
             parts.keypair,
@@ -217,6 +226,49 @@ class Daemon:
         )
         return Origin(me, parts.mesh.id, finder), executions
 
+    def _able(self) -> Callable[[PeerId, Need], str | None]:
+        parts = self._parts
+        me = parts.keypair.peer_id
+        return able(lambda: parts.directory.get(me), lambda peer: self.seeking.member(peer))
+
+    def _make_seeking(self) -> tuple[Search, Seeking]:
+        parts = self._parts
+        discovery = parts.config.discovery
+        search = Search(
+            parts.keypair.peer_id,
+            members=lambda: sum(1 for _ in parts.directory),
+            zone_links=self._linked_in,
+            has_dht=False,
+            has_calls=discovery.bids,
+            salt=parts.entropy.draw(CALL_ID_BYTES),
+        )
+        bidder = Bidder(parts.member, self._able(), self._outlook) if discovery.bids else None
+        seeking = Seeking(
+            parts.links,
+            search,
+            bidder,
+            hints=None,
+            reach=lambda peer: self.neighbours.reach(peer),
+            changed=lambda: self.delivery.wake(),
+        )
+        return search, seeking
+
+    def _linked_in(self, zone: str) -> list[PeerId]:
+        """Return the linked members of a zone."""
+        return [
+            peer
+            for peer in self._parts.links.links()
+            if (member := self.seeking.member(peer)) is not None and member.is_in(zone)
+        ]
+
+    def _outlook(self, need: Need) -> Outlook:
+        """How soon this peer could do it: what waits here is taken to be like it."""
+        executions = self.delivery.executions
+        run_ms = self.executor.run_ms(need.skill)
+        places = self._parts.config.tasks.running
+        before = executions.waiting + max(0, executions.running + 1 - places)
+        return Outlook(starts_in_ms=before * run_ms // places, run_ms=run_ms)
+
     def _make_service(self) -> Service:
         parts = self._parts
         facts = Facts(
@@ -225,6 +277,7 @@ class Daemon:
             mesh=parts.mesh.id,
             mesh_name=parts.mesh.name,
             role=parts.member.role,
+            zones=parts.member.zones,
             version=covey.__version__,
             incarnation=parts.incarnation,
             started_ms=parts.clock.now_ms(),
@@ -361,13 +414,26 @@ async def open_daemon(
         settings = HostSettings(config.listen.address, config.listen.port, config.listen.announce)
         async with (
             open_host(keypair, settings, daemon.admission, links) as host,
+            _gossip(host, daemon.admission, clock, config) as pubsub,
             trio.open_nursery() as nursery,
         ):
-            await daemon.serve(host, nursery)
+            await daemon.serve(host, pubsub, nursery)
             try:
                 yield daemon
             finally:
                 nursery.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def _gossip(
+    host: Host, admission: Admission, clock: Clock, config: Config
+) -> AsyncGenerator[Pubsub | None]:
+    """Take part in gossip, which only calls for bids use so far."""
+    if not config.discovery.bids:
+        yield None
+        return
+    async with open_pubsub(host, admission, clock.now_ms, PubsubSettings((TOPIC,))) as pubsub:
+        yield pubsub
 
 
 async def _heed_signals(stop: trio.Event) -> None:

@@ -12,7 +12,8 @@ from covey.gossip.directory import Entry
 from covey.gossip.driver import Progress
 from covey.gossip.effects import Ended, Run
 from covey.gossip.routing import lacks
-from covey.gossip.task import Need
+from covey.gossip.task import ZONES, Need
+from covey.identity.certificate import Member
 from covey.identity.keys import PeerId
 from covey.inference.engine import Models
 from covey.inference.errors import Busy, ModelError
@@ -20,6 +21,9 @@ from covey.inference.skills import SKILLS, Context, Skill, decode_request, with_
 
 from .config import ECHO_SKILL
 from .data_sources import DataSources, DataUnavailable
+
+# How much of a skill's mean its last run makes.
+LATELY = 0.3
 
 
 class Executor:
@@ -35,6 +39,11 @@ class Executor:
         self._skills = frozenset(skills)
         self._models = models
         self._data = data
+        self._run_s: dict[str, float] = {}
+
+    def run_ms(self, skill: str) -> int:
+        """Return what a run of the skill took here of late, in milliseconds; 0 if none has ended."""
+        return int(self._run_s.get(skill, 0.0) * 1000)
 
     def offered(self, roles: Collection[str]) -> tuple[str, ...]:
         """Return the skills that this device can do with models of these roles."""
@@ -58,7 +67,10 @@ class Executor:
                 result = msgspec.json.encode(answer)
         except (ModelError, DataUnavailable) as error:
             return Ended("failed", b"", str(error), trio.current_time() - began)
-        return Ended("done", result, "", trio.current_time() - began, model)
+        run_s = trio.current_time() - began
+        before = self._run_s.get(run.need.skill, run_s)
+        self._run_s[run.need.skill] = before + LATELY * (run_s - before)
+        return Ended("done", result, "", run_s, model)
 
     async def _skill(self, run: Run, progress: Progress) -> msgspec.Struct:
         skill = SKILLS[run.need.skill]
@@ -86,11 +98,24 @@ class Executor:
         return changed
 
 
-def able(own: Callable[[], Entry | None]) -> Callable[[PeerId, Need], str | None]:
-    """Return the executor's own check of a need, by what this peer says of itself: nothing else."""
+def able(
+    own: Callable[[], Entry | None], member: Callable[[PeerId], Member | None]
+) -> Callable[[PeerId, Need], str | None]:
+    """Return the executor's own check of a need.
 
-    def check(_origin: PeerId, need: Need) -> str | None:
+    Args:
+        own: what this peer offers, as it says itself: nothing else is looked at.
+        member: who another peer is, as its chain makes it.
+    """
+
+    def check(origin: PeerId, need: Need) -> str | None:
         entry = own()
-        return "this peer is just starting" if entry is None else lacks(entry, need)
+        if entry is None:
+            return "this peer is just starting"
+        if need.zone not in ZONES and origin != entry.peer:
+            asking = member(origin)
+            if asking is None or not asking.is_in(need.zone):
+                return f"{origin} is not in zone {need.zone!r}"
+        return lacks(entry, need)
 
     return check

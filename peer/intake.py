@@ -1,5 +1,7 @@
 """What may be handed in on this device? A client's request becomes a task, or is refused. Pure."""
 
+from collections.abc import Collection
+
 from covey.gossip.task import (
     DEADLINE_S_DEFAULT,
     DEADLINE_S_MAX,
@@ -18,12 +20,20 @@ from .views import SubmitRequest
 KEY_CHARACTERS_MAX = 200
 
 
-def task_of(request: SubmitRequest, origin: PeerId, *, nonce: bytes, now_ms: int) -> Task:
+def task_of(
+    request: SubmitRequest,
+    origin: PeerId,
+    *,
+    zones: Collection[str],
+    nonce: bytes,
+    now_ms: int,
+) -> Task:
     """Return the task that `request` asks for.
 
     Args:
         request: from a client of this device.
         origin: this device.
+        zones: those that its certificate grants.
         nonce: 16 random bytes; not used for a request with an idempotency key.
         now_ms: wall time.
 
@@ -39,7 +49,7 @@ def task_of(request: SubmitRequest, origin: PeerId, *, nonce: bytes, now_ms: int
         peer=request.peer,
         size_bytes=len(bytes(request.input)),
     )
-    check_need(need)
+    check_need(need, zones)
     deadline_s = request.deadline_s if request.deadline_s is not None else DEADLINE_S_DEFAULT
     if not 0 < deadline_s <= DEADLINE_S_MAX:
         raise Misuse(f"deadline_s is above 0 and at most {DEADLINE_S_MAX:.0f}, not {deadline_s:g}")

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import trio
 
 from covey.gossip import advert as adverts
-from covey.gossip.advert import Advert, AdvertMessage, Item
+from covey.gossip.advert import Advert, AdvertMessage, Item, News
 from covey.gossip.dialling import AddressRecord, Dialling
 from covey.gossip.directory import Directory, DirectoryEffect, Forget, Keep, Tell
 from covey.gossip.host import Host
@@ -47,6 +47,8 @@ class Surroundings:
     directory: Directory
     dialling: Dialling
     now_ms: Callable[[], int]
+    quiet: bool = False
+    """Others are told where this peer is, and not what it offers."""
 
 
 class Neighbours:
@@ -77,6 +79,7 @@ class Neighbours:
         self._number = 0
         self._host: Host
         self._due = trio.Event()
+        self._arrivals: dict[PeerId, trio.Event] = {}
         parts.links.on_link(self._link_changed)
         parts.links.on_message(adverts.CHANNEL, self._heard)
 
@@ -95,9 +98,10 @@ class Neighbours:
         """Tell the mesh what this peer offers now."""
         parts = self._parts
         self._number += 1
-        advert = self._describe(self._number)
-        sealed = adverts.seal_advert(advert, mesh=parts.mesh.id, keypair=parts.keypair)
-        self._carry_out(parts.directory.announce(Item(sealed, parts.mesh.chain)))
+        whole = self._describe(self._number)
+        told = adverts.only_addresses(whole) if parts.quiet else whole
+        sealed = adverts.seal_advert(told, mesh=parts.mesh.id, keypair=parts.keypair)
+        self._carry_out(parts.directory.announce(Item(sealed, parts.mesh.chain), whole))
 
     async def sweep(self) -> None:
         """Forget who is over its time, and renew this peer's own advert in time."""
@@ -111,6 +115,29 @@ class Neighbours:
         own = parts.directory.get(parts.keypair.peer_id)
         if own is None or own.advert.issued_ms + adverts.RENEW_MS < now_ms:
             self.announce()
+
+    def learn(self, item: Item) -> None:
+        """Take in an advert that was found elsewhere than on a link."""
+        parts = self._parts
+        news = News((item,))
+        self._carry_out(parts.directory.receive(parts.keypair.peer_id, news, parts.now_ms()))
+
+    async def reach(self, peer: PeerId) -> None:
+        """Return once there is a link to a member; cancel it when it takes too long.
+
+        Raises:
+            Unavailable: it is at none of its addresses.
+            NotAdmitted: it does not let this peer in.
+        """
+        parts = self._parts
+        if peer in parts.links.links():
+            return
+        entry = parts.directory.get(peer)
+        if entry is None:
+            raise Unavailable(f"nothing is known of {peer}")
+        arrival = self._arrivals.setdefault(peer, trio.Event())
+        await self._host.dial(peer, entry.advert.addresses, timeout_s=DIAL_S)
+        await arrival.wait()
 
     # What is known
 
@@ -133,6 +160,8 @@ class Neighbours:
         now = trio.current_time()
         match event:
             case LinkUp(peer, _):
+                if (arrival := self._arrivals.pop(peer, None)) is not None:
+                    arrival.set()
                 parts.dialling.connected(peer, now)
                 self._carry_out(parts.directory.link_up(peer))
             case LinkDown(peer, _):

@@ -1,7 +1,7 @@
 """What can this device be asked? Everything the local API offers, on top of the daemon's parts."""
 
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 
@@ -48,6 +48,7 @@ class Facts:
     mesh: bytes
     mesh_name: str
     role: str
+    zones: Collection[str]
     version: str
     incarnation: int
     started_ms: int
@@ -109,7 +110,13 @@ class Service:
             Conflict: its key names another task.
             Unavailable: the disk does not take it.
         """
-        task = task_of(request, self.facts.me, nonce=self._draw(NONCE_BYTES), now_ms=self._now_ms())
+        task = task_of(
+            request,
+            self.facts.me,
+            zones=self.facts.zones,
+            nonce=self._draw(NONCE_BYTES),
+            now_ms=self._now_ms(),
+        )
         task_id = TaskId(task.id)
         # Without a key, its id was drawn just now.
         known = self._records.task(task_id) if request.key is not None else None

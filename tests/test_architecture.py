@@ -24,6 +24,7 @@ MAY_DO_IO = {
     "gossip/libp2p_fixes.py",
     "gossip/links.py",
     "gossip/pubsub.py",
+    "gossip/seeking.py",
     "inference/llamacpp_engine.py",
     "inference/worker.py",
     "inference/pool.py",

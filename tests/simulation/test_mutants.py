@@ -91,8 +91,11 @@ class RunsEveryOffer(Executions):
 
 
 class IgnoresZones(DirectoryFinder):
-    def find(self, need: Need, exclude: Collection[PeerId]) -> Candidate | Nobody:
-        return super().find(msgspec.structs.replace(need, zone="mesh"), exclude)
+    def find(
+        self, need: Need, exclude: Collection[PeerId], now: float, left_s: float
+    ) -> Candidate | Nobody:
+        everywhere = msgspec.structs.replace(need, zone="mesh")
+        return super().find(everywhere, exclude, now, left_s)
 
 
 def with_parts(

@@ -65,7 +65,9 @@ class Finder:
     def __init__(self) -> None:
         self.at: PeerId | None = BOB
 
-    def find(self, need: Need, exclude: Collection[PeerId]) -> Candidate | Nobody:
+    def find(
+        self, need: Need, exclude: Collection[PeerId], now: float, left_s: float
+    ) -> Candidate | Nobody:
         if self.at is None or self.at in exclude:
             return Nobody("nobody is in reach")
         return Candidate(self.at, "directory", "it has what is needed")

@@ -190,8 +190,8 @@ def test_what_is_overdue_when_its_turn_comes_is_not_begun() -> None:
             0,
         ),
         (
-            an_offer(need=Need("see", zone="moon")),
-            "zone 'moon' is not known here; use one of: device, mesh",
+            an_offer(need=Need("s" * 129)),
+            f"a name has at most 128 characters, not 129: {'s' * 32!r}...",
             0,
         ),
         (an_offer(need=Need("hear")), "it does not offer skill 'hear'", 0),

@@ -61,7 +61,9 @@ class Able:
     def __init__(self, *peers: PeerId) -> None:
         self.peers = list(peers)
 
-    def find(self, need: Need, exclude: Collection[PeerId]) -> Candidate | Nobody:
+    def find(
+        self, need: Need, exclude: Collection[PeerId], now: float, left_s: float
+    ) -> Candidate | Nobody:
         for peer in self.peers:
             if peer not in exclude:
                 return Candidate(peer, "directory", "it has what is needed")

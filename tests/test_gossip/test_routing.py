@@ -42,12 +42,12 @@ def link(peer: PeerId, waiting: int = 0, round_trip_ms: float = 1.0) -> LinkInfo
 def found(
     need: Need, lacks_here: str | None = None, exclude: tuple[PeerId, ...] = ()
 ) -> PeerId | str:
-    answer = finder(lacks_here).find(need, exclude)
+    answer = finder(lacks_here).find(need, exclude, 0.0, 60.0)
     return answer.peer if isinstance(answer, Candidate) else answer.reason
 
 
 def test_what_can_be_done_here_is_done_here() -> None:
-    answer = finder().find(Need("chat"), ())
+    answer = finder().find(Need("chat"), (), 0.0, 60.0)
     assert answer == Candidate(ME.peer_id, "here", "here: skill 'chat', and no network is needed")
 
 
@@ -89,9 +89,9 @@ def test_nobody_is_said_with_what_is_missing(need: Need, reason: str) -> None:
 
 
 def test_nothing_of_zone_device_is_offered_to_others_whatever_they_have() -> None:
-    answer = finder("busy").find(Need("chat", zone="device"), ())
+    answer = finder("busy").find(Need("chat", zone="device"), (), 0.0, 60.0)
     assert isinstance(answer, Nobody)
-    assert finder().find(Need("chat", zone="device"), ()) == Candidate(
+    assert finder().find(Need("chat", zone="device"), (), 0.0, 60.0) == Candidate(
         ME.peer_id, "here", "here: skill 'chat', and no network is needed"
     )
 
@@ -102,7 +102,7 @@ def test_an_unknown_zone_is_nobodys() -> None:
 
 def test_the_least_busy_is_chosen_then_the_nearest() -> None:
     links = {LOG.peer_id: link(LOG.peer_id, 3), BIG.peer_id: link(BIG.peer_id, 1, 90.0)}
-    answer = finder("busy", links).find(Need("classify"), ())
+    answer = finder("busy", links).find(Need("classify"), (), 0.0, 60.0)
     assert isinstance(answer, Candidate)
     assert answer.peer == BIG.peer_id
     assert answer.why == (
@@ -110,7 +110,7 @@ def test_the_least_busy_is_chosen_then_the_nearest() -> None:
         "this peer does not offer skill 'classify'"
     )
     links = {LOG.peer_id: link(LOG.peer_id, 1, 2.0), BIG.peer_id: link(BIG.peer_id, 1, 90.0)}
-    answer = finder("busy", links).find(Need("classify"), ())
+    answer = finder("busy", links).find(Need("classify"), (), 0.0, 60.0)
     assert isinstance(answer, Candidate)
     assert answer.peer == LOG.peer_id
 

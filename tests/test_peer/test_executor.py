@@ -194,7 +194,7 @@ def test_a_skill_is_offered_if_it_is_enabled_and_its_models_are_here(
 
 def test_this_device_takes_what_it_says_that_it_can_do_and_nothing_else() -> None:
     directory = Directory(ME.peer_id, MESH)
-    check = able(lambda: directory.get(ME.peer_id))
+    check = able(lambda: directory.get(ME.peer_id), lambda _peer: None)
     assert check(ALICE, Need("chat")) == "this peer is just starting"
     directory.restore([item_of(ME, name="line-1", skills=("chat",), data=("log",))], NOW_MS)
     assert check(ALICE, Need("chat", data="log")) is None

@@ -28,7 +28,7 @@ def test_a_request_becomes_a_task_of_this_device() -> None:
         priority=2,
     )
 
-    task = task_of(request, ME, nonce=NONCE, now_ms=NOW_MS)
+    task = task_of(request, ME, zones=(), nonce=NONCE, now_ms=NOW_MS)
 
     assert task.id == task_id_of(ME, NONCE)
     assert (task.origin, task.input, task.deadline_ms) == (ME, b'{"tail":3}', NOW_MS + 1500)
@@ -39,8 +39,8 @@ def test_a_request_becomes_a_task_of_this_device() -> None:
 @given(st.text(min_size=1, max_size=200), st.binary(min_size=16, max_size=16))
 def test_a_key_names_the_same_task_whatever_was_drawn(key: str, nonce: bytes) -> None:
     request = SubmitRequest(skill="chat", key=key)
-    first = task_of(request, ME, nonce=NONCE, now_ms=NOW_MS)
-    again = task_of(request, ME, nonce=nonce, now_ms=NOW_MS + 5)
+    first = task_of(request, ME, zones=(), nonce=NONCE, now_ms=NOW_MS)
+    again = task_of(request, ME, zones=(), nonce=nonce, now_ms=NOW_MS + 5)
     assert first.id == again.id
 
 
@@ -67,4 +67,4 @@ def test_what_no_peer_could_do_is_refused_with_the_limit(what: str) -> None:
     changes, said = REFUSED[what]
     request = msgspec.structs.replace(SubmitRequest(skill="chat"), **changes)
     with pytest.raises(Misuse, match=said):
-        task_of(request, ME, nonce=NONCE, now_ms=NOW_MS)
+        task_of(request, ME, zones=(), nonce=NONCE, now_ms=NOW_MS)
