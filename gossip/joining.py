@@ -11,7 +11,13 @@ from dataclasses import dataclass
 
 import msgspec
 
-from covey.identity.certificate import Chain, check_chain, issue
+from covey.identity.certificate import (
+    ZONE_CHARACTERS_MAX,
+    ZONES_MAX,
+    Chain,
+    check_chain,
+    issue,
+)
 from covey.identity.envelope import MeshId
 from covey.identity.errors import Malformed, Misuse, NotAdmitted
 from covey.identity.invite import EXPIRES_S_MAX, USES_MAX, Invite, Terms
@@ -109,12 +115,20 @@ class InviteDesk:
         self._invites.update({record.key: record for record in records})
 
     def mint(
-        self, seed: bytes, addresses: Sequence[str], *, uses: int, expires_s: float, now_ms: int
+        self,
+        seed: bytes,
+        addresses: Sequence[str],
+        *,
+        uses: int,
+        expires_s: float,
+        now_ms: int,
+        zones: Sequence[str] = (),
     ) -> tuple[Invite, list[DeskEffect]]:
         """Make an invite. It is valid once its record is durable.
 
         Raises:
-            Misuse: uses or time out of range, or too many invites are open.
+            Misuse: uses or time out of range, too many or too long zones, or too many invites are
+                open.
             NotAdmitted: this admin's own certificate does not hold now.
         """
         self._check_own(now_ms)
@@ -128,10 +142,14 @@ class InviteDesk:
             raise Misuse(
                 "this peer has no address that others could dial; set `announce` in its config"
             )
+        if len(zones) > ZONES_MAX or any(len(zone) > ZONE_CHARACTERS_MAX for zone in zones):
+            raise Misuse(
+                f"an invite grants at most {ZONES_MAX} zones, of {ZONE_CHARACTERS_MAX} characters each"
+            )
         effects: list[DeskEffect] = list(self._sweep(now_ms))
         if len(self._invites) >= INVITES_MAX:
             raise Misuse(f"{INVITES_MAX} invites are open already; wait until some end")
-        terms = Terms("member", (), uses, now_ms + int(expires_s * 1000))
+        terms = Terms("member", tuple(sorted(set(zones))), uses, now_ms + int(expires_s * 1000))
         key = Keypair(seed)
         record = InviteRecord(key.public_key, terms)
         self._invites[record.key] = record

@@ -97,10 +97,11 @@ def issue(
     return seal(certificate, kind=KIND, mesh=mesh, keypair=issuer)
 
 
-def found_mesh(root: Keypair, founder: PeerId, *, now_ms: int) -> Chain:
+def found_mesh(root: Keypair, founder: PeerId, *, now_ms: int, zones: Sequence[str] = ()) -> Chain:
     """Return the chain that makes `founder` the first admin of the mesh under `root`."""
     mesh = mesh_id_of(root.public_key)
-    return (issue(root, founder, mesh=mesh, role="admin", now_ms=now_ms, priority=1),)
+    admin = issue(root, founder, mesh=mesh, role="admin", zones=zones, now_ms=now_ms, priority=1)
+    return (admin,)
 
 
 def check_chain(chain: Chain, *, mesh: MeshId, subject: PeerId, now_ms: int) -> Member:

@@ -14,7 +14,7 @@ from typing import Any, cast, get_type_hints
 
 import msgspec
 
-from covey.gossip.task import LABELS_MAX, NAME_CHARACTERS_MAX
+from covey.gossip.task import LABELS_MAX, NAME_CHARACTERS_MAX, ZONES
 from covey.identity.errors import Misuse
 
 SKILLS_DEFAULT = ("chat", "classify", "embed", "extract", "summarize")
@@ -207,6 +207,17 @@ def check_name(name: str, what: str) -> None:
         raise Misuse(f"{what} {name!r}: use letters, digits, '.', '_' and '-', at most 63")
 
 
+def check_zone(zone: str) -> None:
+    """Refuse the name of a zone that could not be granted.
+
+    Raises:
+        Misuse: saying what is allowed.
+    """
+    check_name(zone, "zone")
+    if zone in ZONES:
+        raise Misuse(f"zone {zone!r} is every device's; name another")
+
+
 def write_config(config: Config) -> str:
     """Return a configuration as TOML, with a comment; `parse_config` reads it back."""
     lines = [
@@ -221,9 +232,8 @@ def write_config(config: Config) -> str:
     ]
     if config.listen.announce:
         sections[0] = ("listen", {**sections[0][1], "announce": config.listen.announce})
-    for name in ("models", "tasks", "discovery", "log"):
-        if chosen := _chosen(getattr(config, name)):  # noqa: PERF401
-            sections.append((name, chosen))
+    rest = ("models", "tasks", "discovery", "log")
+    sections += [(name, chosen) for name in rest if (chosen := _chosen(getattr(config, name)))]
     sections += [(f"data.{_toml(name)}", _chosen(source)) for name, source in config.data.items()]
     for name, rows in sections:
         bare = name == "labels"

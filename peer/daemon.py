@@ -57,7 +57,7 @@ from .neighbours import Neighbours, Surroundings
 from .records import TaskRecords
 from .service import Commands, Facts, Service
 from .store import Store, next_incarnation, open_store
-from .views import Finding, InviteRequest, InviteView, StatusView
+from .views import DiscoveryView, Finding, InviteRequest, InviteView, StatusView
 
 log = logging.getLogger(__name__)
 
@@ -283,6 +283,7 @@ class Daemon:
             started_ms=parts.clock.now_ms(),
             skills=parts.config.skills,
             addresses=lambda: self._addresses_with_id(),
+            discovery=self._discovery,
             warnings=self._warnings,
         )
         commands = Commands(self._invite, self.rescan_models, self._doctor, self._stop.set)
@@ -320,6 +321,12 @@ class Daemon:
     def _addresses_with_id(self) -> tuple[str, ...]:
         me = self._parts.keypair.peer_id
         return tuple(f"{address}/p2p/{me}" for address in self._host.addresses())
+
+    def _discovery(self) -> DiscoveryView:
+        seeking = self.seeking
+        return DiscoveryView(
+            calls_made=seeking.called, calls_heard=seeking.heard, bids_made=seeking.bids
+        )
 
     def _clock_trouble(self) -> str | None:
         parts = self._parts

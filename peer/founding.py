@@ -1,6 +1,6 @@
 """How does a peer begin? Its key, its configuration, and, if it founds one, a new mesh."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +17,16 @@ from covey.identity.keystore import (
 )
 
 from .clock import Clock, SystemEntropy
-from .config import Api, Config, DataSource, Listen, check_name, parse_config, write_config
+from .config import (
+    Api,
+    Config,
+    DataSource,
+    Listen,
+    check_name,
+    check_zone,
+    parse_config,
+    write_config,
+)
 from .home import Home, MeshFile, free_port
 
 
@@ -37,6 +46,7 @@ def begin(
     *,
     name: str,
     found: str | None,
+    zones: Sequence[str] = (),
     labels: Mapping[str, str],
     data: Mapping[str, str],
     listen: str,
@@ -49,6 +59,7 @@ def begin(
         home: where; must hold no peer yet.
         name: what people call it.
         found: name of a mesh to found, or None.
+        zones: that the founder is in; others are granted theirs by its invites.
         labels: of this peer.
         data: name to file or directory.
         listen: `ADDRESS` or `ADDRESS:PORT`.
@@ -65,6 +76,12 @@ def begin(
     check_name(name, "name")
     if found is not None:
         check_name(found, "mesh name")
+    if zones and found is None:
+        raise Misuse(
+            "only who founds a mesh chooses its own zones; an invite grants them to others"
+        )
+    for zone in zones:
+        check_zone(zone)
     for key in labels:
         check_name(key, "label")
     address, port = _listen(listen)
@@ -83,7 +100,7 @@ def begin(
     keypair = Keypair(entropy.draw(KEY_BYTES))
     mesh = passphrase = None
     if found is not None:
-        mesh, passphrase = _found(home, found, keypair, entropy, clock.now_ms())
+        mesh, passphrase = _found(home, found, keypair, entropy, zones=zones, now_ms=clock.now_ms())
     home.config_file.write_text(text, encoding="utf-8")
     # The key last: it makes the home count as made.
     write_key(home.key_file, keypair)
@@ -91,13 +108,19 @@ def begin(
 
 
 def _found(
-    home: Home, name: str, founder: Keypair, entropy: SystemEntropy, now_ms: int
+    home: Home,
+    name: str,
+    founder: Keypair,
+    entropy: SystemEntropy,
+    *,
+    zones: Sequence[str],
+    now_ms: int,
 ) -> tuple[str, str]:
     root = Keypair(entropy.draw(KEY_BYTES))
     passphrase = passphrase_of(entropy.draw(PASSPHRASE_ENTROPY_BYTES))
     sealed = seal_root(root, passphrase, salt=entropy.draw(16), nonce=entropy.draw(24))
     mesh = mesh_id_of(root.public_key)
-    chain = found_mesh(root, founder.peer_id, now_ms=now_ms)
+    chain = found_mesh(root, founder.peer_id, now_ms=now_ms, zones=zones)
     write_private(home.root_file, sealed)
     home.write_mesh(MeshFile(mesh, name, chain, ()))
     return mesh.hex(), passphrase

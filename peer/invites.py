@@ -11,6 +11,7 @@ from covey.identity.invite import token_of
 from covey.identity.keys import KEY_BYTES
 from covey.identity.wire import decode, encode
 
+from .config import check_zone
 from .schema import Database
 from .store import Change, Store
 from .views import InviteRequest, InviteView
@@ -48,6 +49,8 @@ class Invites:
             NotAdmitted: this device's own certificate does not hold now.
             Unavailable: the disk does not take it.
         """
+        for zone in request.zones:
+            check_zone(zone)
         if self.desk is None:
             raise Misuse("only an admin of the mesh can invite; ask one, such as the founder")
         invite, effects = self.desk.mint(
@@ -55,6 +58,7 @@ class Invites:
             addresses,
             uses=request.uses,
             expires_s=request.expires_s,
+            zones=request.zones,
             now_ms=self._now_ms(),
         )
         await self.keep(effects)

@@ -188,9 +188,11 @@ class LocalMesh:
         """Make the first peer, which founds the mesh; it is not started yet."""
         return self._init(name, "--found", mesh, *options)
 
-    def join(self, name: str, *options: str, inviter: LocalPeer) -> LocalPeer:
+    def join(
+        self, name: str, *options: str, inviter: LocalPeer, zones: Sequence[str] = ()
+    ) -> LocalPeer:
         """Make a peer and let it join by an invite from `inviter`; it is not started yet."""
-        token = inviter.client.invite(uses=1, expires_s=600.0).token
+        token = inviter.client.invite(uses=1, expires_s=600.0, zones=zones).token
         peer = self._init(name, *options)
         peer.covey("join", stdin=token)
         return peer

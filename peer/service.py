@@ -23,6 +23,7 @@ from .intake import task_of
 from .records import TaskRecords
 from .showing import peer_view, task_view, traffic_view
 from .views import (
+    DiscoveryView,
     Event,
     Finding,
     InviteRequest,
@@ -54,6 +55,7 @@ class Facts:
     started_ms: int
     skills: tuple[str, ...]
     addresses: Callable[[], tuple[str, ...]]
+    discovery: Callable[[], DiscoveryView]
     warnings: Callable[[], tuple[str, ...]]
     api: tuple[str, ...] = ()
 
@@ -200,6 +202,7 @@ class Service:
             models=tuple(info.name for info, _ in self._pool.models()),
             skills=self._own_skills(),
             traffic=traffic_view(self._links.traffic(), data_read_bytes=self._data.read_bytes),
+            discovery=facts.discovery(),
             warnings=facts.warnings(),
         )
 

@@ -95,6 +95,7 @@ def peer_view(
         version=advert.version,
         seen_ms=now_ms if here else advert.issued_ms,
         role=entry.member.role,
+        zones=tuple(sorted(entry.member.zones)),
     )
 
 

@@ -69,7 +69,7 @@ class TaskView(msgspec.Struct, frozen=True, kw_only=True):
     """The peer that runs it or ran it."""
     peer_name: str | None = None
     way: str | None = None
-    """How that peer was found: `here`, `directory` (later also `dht`, `bid`)."""
+    """How that peer was found: `here`, `directory`, `dht` or `bid`."""
     attempts: tuple[AttemptView, ...] = ()
     result: Any = None
     """The skill's JSON answer, when `done`; lists of tasks leave it out."""
@@ -102,6 +102,8 @@ class PeerView(msgspec.Struct, frozen=True, kw_only=True):
     version: str = ""
     seen_ms: int | None = None
     role: str = "member"
+    zones: tuple[str, ...] = ()
+    """Zones that its certificate grants, besides `mesh`."""
 
 
 class TrafficView(msgspec.Struct, frozen=True, kw_only=True):
@@ -113,6 +115,18 @@ class TrafficView(msgspec.Struct, frozen=True, kw_only=True):
     control_in_bytes: int
     data_read_bytes: int
     """Raw bytes of data sources that skills read here; they stayed here."""
+
+
+class DiscoveryView(msgspec.Struct, frozen=True, kw_only=True):
+    """How this device finds others, and is found, since the daemon started."""
+
+    dht_peers: int | None = None
+    """In the DHT's routing table; None: this device takes no part in it."""
+    calls_made: int = 0
+    """Calls for bids that went out, widened ones included."""
+    calls_heard: int = 0
+    bids_made: int = 0
+    """Calls that this device answered."""
 
 
 class StatusView(msgspec.Struct, frozen=True, kw_only=True):
@@ -135,6 +149,7 @@ class StatusView(msgspec.Struct, frozen=True, kw_only=True):
     models: tuple[str, ...]
     skills: tuple[str, ...]
     traffic: TrafficView
+    discovery: DiscoveryView = DiscoveryView()
     warnings: tuple[str, ...] = ()
 
 
@@ -167,6 +182,8 @@ class InviteRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     uses: int = 1
     expires_s: float = 3600.0
     role: Literal["member"] = "member"
+    zones: tuple[str, ...] = ()
+    """Zones that whoever joins with it is in, besides `mesh`."""
 
 
 class InviteView(msgspec.Struct, frozen=True, kw_only=True):

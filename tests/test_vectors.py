@@ -10,7 +10,9 @@ import pytest
 from libp2p.crypto.ed25519 import create_new_key_pair
 from libp2p.peer.id import ID
 
+from covey.gossip import bidding
 from covey.gossip.advert import Advert, DataOffer, Item, ModelOffer, open_item, seal_advert
+from covey.gossip.bidding import Ask, Bid, Call, Calls, Pass
 from covey.gossip.hello import Hello, encode_hello
 from covey.gossip.joining import proof_bytes
 from covey.gossip.link_session import Frame, FrameReader, Kind, encode_frame
@@ -72,6 +74,7 @@ OUTCOME = Outcome(
 )
 SEALED_OUTCOME = seal(OUTCOME, kind=OUTCOME_KIND, mesh=MESH, keypair=MEMBER)
 OFFER = Offer(TASK_ID, 1, NONCE, NEED, b"{}", digest_of(b"{}"), 60_000, 0, once=False)
+CALL = Call(bytes([5]) * 16, NEED, 60_000, bidding.threshold_for(1000))
 
 MADE: dict[str, str] = {
     "peer id": MEMBER.peer_id,
@@ -87,6 +90,11 @@ MADE: dict[str, str] = {
     "offer": encode_message(OFFER).hex(),
     "accepted": encode_message(Accepted(TASK_ID, 1, 7)).hex(),
     "outcome": encode_message(Delivered(TASK_ID, SEALED_OUTCOME, b"[]")).hex(),
+    "calls": bidding.encode_message(Calls((CALL,))).hex(),
+    "ask": bidding.encode_message(Ask(CALL)).hex(),
+    "bid": bidding.encode_message(Bid(CALL.id, 100, 40)).hex(),
+    "pass": bidding.encode_message(Pass(CALL.id, "it has no data 'shift-log'")).hex(),
+    "lot": f"{bidding.lot(CALL.id, MEMBER.peer_id):x}",
     "frame": encode_frame(Frame(Kind.REQUEST, "input", b"body", 9, 1500, payload=True)).hex(),
 }
 
@@ -101,7 +109,7 @@ def test_nothing_frozen_is_left_untested() -> None:
 
 
 def test_what_was_frozen_is_still_understood() -> None:
-    texts = ("peer id", "token", "passphrase")
+    texts = ("peer id", "token", "passphrase", "lot")
     frozen = {name: bytes.fromhex(text) for name, text in FROZEN.items() if name not in texts}
     chain = (frozen["admin certificate"], frozen["member certificate"])
     assert check_chain(chain, mesh=MESH, subject=MEMBER.peer_id, now_ms=NOW).zones == {"ward-3"}
@@ -109,6 +117,7 @@ def test_what_was_frozen_is_still_understood() -> None:
     advert, _ = open_item(Item(frozen["advert"], chain), mesh=MESH, now_ms=NOW)
     assert advert.body == ADVERT
     assert decode_message(frozen["offer"]) == OFFER
+    assert bidding.decode_message(frozen["calls"]) == Calls((CALL,))
     delivered = decode_message(frozen["outcome"])
     assert isinstance(delivered, Delivered)
     assert open_envelope(delivered.outcome, Outcome, kind=OUTCOME_KIND, mesh=MESH).body == OUTCOME

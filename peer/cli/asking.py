@@ -31,10 +31,9 @@ def _task_options(function: Any) -> Any:
         click.option("--peer", help="Only on this peer: its name or id."),
         click.option(
             "--zone",
-            type=click.Choice(["mesh", "device"]),
             default="mesh",
             show_default=True,
-            help="How far the task may go: anywhere in the mesh, or not off this device.",
+            help="How far it may go: `mesh`, `device` (not off this one), or a zone this device is in.",
         ),
         click.option(
             "--timeout",

@@ -4,7 +4,7 @@ import time
 
 import covey
 from covey.peer.client.errors import DaemonNotRunning
-from covey.peer.views import Finding, PeerView, StatusView
+from covey.peer.views import DiscoveryView, Finding, PeerView, StatusView
 
 from .group import command
 from .shell import Exit, Shell, duration, pairs, size
@@ -79,11 +79,18 @@ def _status_text(seen: StatusView) -> str:
         ("skills", ", ".join(seen.skills) or "none (they need models)"),
         ("moved", f"{sent} of payload sent, {got} received, {control} of control messages"),
         ("stayed", f"{size(traffic.data_read_bytes)} of raw data read here"),
+        ("finding", _finding_text(seen.discovery)),
         ("at", "  ".join(seen.addresses)),
         ("api", "  ".join(seen.api)),
         ("version", seen.version),
     ]
     return "\n".join(f"{name:8} {value}" for name, value in rows)
+
+
+def _finding_text(seen: DiscoveryView) -> str:
+    dht = "no DHT" if seen.dht_peers is None else f"{seen.dht_peers} peers in the DHT"
+    calls = f"{seen.calls_made} made, {seen.calls_heard} heard, {seen.bids_made} answered"
+    return f"{dht}; calls for bids: {calls}"
 
 
 @command(example="covey doctor")

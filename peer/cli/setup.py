@@ -15,6 +15,7 @@ TOKEN_BYTES_MAX = 1 << 16
 @command(example="covey init --name line-1 --label line=1 --data shift-log=/var/log/dpkg.log")
 @click.option("--name", required=True, help="What people call this peer; others see it.")
 @click.option("--found", metavar="MESH", help="Found a new mesh of this name.")
+@click.option("--zone", "zones", multiple=True, help="With --found: a zone that this peer is in.")
 @click.option("--label", "labels", type=KeyValue(), multiple=True, help="Finds this peer.")
 @click.option(
     "--data", "data", type=KeyValue(), multiple=True, help="Name a file or directory: NAME=PATH."
@@ -30,6 +31,7 @@ def init(
     shell: Shell,
     name: str,
     found: str | None,
+    zones: tuple[str, ...],
     labels: tuple[tuple[str, str], ...],
     data: tuple[tuple[str, str], ...],
     listen: str,
@@ -47,6 +49,7 @@ def init(
         home,
         name=name,
         found=found,
+        zones=zones,
         labels=dict(labels),
         data=dict(data),
         listen=listen,
@@ -90,13 +93,14 @@ def init(
     show_default=True,
     help="How long it holds: 90s, 15m, 1h or 2d.",
 )
-def invite(shell: Shell, uses: int, expires: float) -> None:
+@click.option("--zone", "zones", multiple=True, help="Grants this zone to who joins.")
+def invite(shell: Shell, uses: int, expires: float, zones: tuple[str, ...]) -> None:
     """Make a token that lets other devices join.
 
     The token alone goes to standard output. Who has it can join: send it like a password.
     """
     with shell.client() as client:
-        made = client.invite(uses=uses, expires_s=expires)
+        made = client.invite(uses=uses, expires_s=expires, zones=zones)
     shell.show("Invite", made, made.token)
     who = "1 device" if uses == 1 else f"{uses} devices"
     shell.say(f"lets {who} join within {duration(expires)}, while this peer is up")

@@ -7,7 +7,7 @@ import http.client
 import os
 import socket
 import time  # pauses between attempts; nothing here is decided by it
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -182,9 +182,12 @@ class Client:
         """Return what the daemon finds right and wrong."""
         return self._items("/v1/doctor", Finding)
 
-    def invite(self, *, uses: int = 1, expires_s: float = 3600.0) -> InviteView:
-        """Make an invite to the mesh."""
-        body = msgspec.json.encode(InviteRequest(uses=uses, expires_s=expires_s))
+    def invite(
+        self, *, uses: int = 1, expires_s: float = 3600.0, zones: Sequence[str] = ()
+    ) -> InviteView:
+        """Make an invite to the mesh, which grants these zones."""
+        request = InviteRequest(uses=uses, expires_s=expires_s, zones=tuple(zones))
+        body = msgspec.json.encode(request)
         return self._call("POST", "/v1/invites", body, InviteView)
 
     def shutdown(self) -> None:

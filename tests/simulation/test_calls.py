@@ -22,6 +22,7 @@ from covey.gossip.bidding import (
     Call,
     Calls,
     Outlook,
+    Pass,
     lot,
     threshold_for,
 )
@@ -258,7 +259,7 @@ def test_who_is_not_in_the_zone_gets_no_answer_even_if_it_calls_and_asks() -> No
     call = Call(b"c" * 16, Need("chat", zone="plant-7"), 60_000, EVERYONE)
     assert bidder.called(outsider, Calls((call,)), 0.0) == []
     answer = bidder.asked(outsider, Ask(call))
-    assert answer.message == type(answer.message)(call.id, "zone 'plant-7' does not hold both")
+    assert answer.message == Pass(call.id, "zone 'plant-7' does not hold both")
 
 
 def test_a_hint_of_the_dht_spares_the_call() -> None:

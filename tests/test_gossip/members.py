@@ -19,11 +19,17 @@ def key(number: int) -> Keypair:
     return Keypair(number.to_bytes(32, "big"))
 
 
-def chain_of(keypair: Keypair, *, mesh: MeshId = MESH, now_ms: int = NOW_MS) -> Chain:
+def chain_of(
+    keypair: Keypair,
+    *,
+    mesh: MeshId = MESH,
+    now_ms: int = NOW_MS,
+    zones: tuple[str, ...] = (),
+) -> Chain:
     """Return the chain that makes it a member."""
     return (
         *ADMIN_CHAIN,
-        issue(ADMIN, keypair.peer_id, mesh=mesh, role="member", now_ms=now_ms),
+        issue(ADMIN, keypair.peer_id, mesh=mesh, role="member", now_ms=now_ms, zones=zones),
     )
 
 
@@ -38,6 +44,7 @@ def item_of(
     data: tuple[str, ...] = (),
     skills: tuple[str, ...] = ("covey.echo",),
     models: tuple[str, ...] = (),
+    zones: tuple[str, ...] = (),
 ) -> Item:
     """Return a member's advert on its way."""
     advert = Advert(
@@ -52,4 +59,4 @@ def item_of(
         skills=skills,
         models=tuple(ModelOffer(one, "text", "00" * 32) for one in models),
     )
-    return Item(seal_advert(advert, mesh=MESH, keypair=keypair), chain_of(keypair))
+    return Item(seal_advert(advert, mesh=MESH, keypair=keypair), chain_of(keypair, zones=zones))

@@ -13,9 +13,12 @@ from covey.gossip.advert import (
     AHEAD_MS_MAX,
     CHANNEL,
     Advert,
+    DataOffer,
     Have,
     Item,
+    ModelOffer,
     News,
+    only_addresses,
     open_item,
     seal_advert,
 )
@@ -91,6 +94,19 @@ def altered(**changes: object) -> Item:
     return Item(seal_advert(changed, mesh=MESH, keypair=KEYS[1]), ITEMS[2].chain)
 
 
+WHOLE = Advert(
+    incarnation=1,
+    number=1,
+    issued_ms=NOW_MS,
+    name="quiet",
+    version="0.1.0",
+    addresses=("/ip4/127.0.0.1/tcp/4001",),
+    labels=(("secret-label", "secret"),),
+    data=(DataOffer("secret-log", "file"),),
+    skills=("secret-skill",),
+    models=(ModelOffer("secret-model", "text", "00" * 32),),
+)
+
 REFUSED: dict[str, Item] = {
     "garbage": Item(b"garbage", chain_of(KEYS[1])),
     "no chain": Item(ITEMS[2].advert, ()),
@@ -114,6 +130,21 @@ def test_an_advert_that_does_not_hold_changes_nothing(what: str) -> None:
     assert directory.receive(KEYS[2].peer_id, News((REFUSED[what],)), NOW_MS) == []
     assert book(directory) == {}
     assert directory.refused == 1
+
+
+def test_what_this_peer_keeps_to_itself_is_known_here_and_told_nobody() -> None:
+    directory = Directory(KEYS[0].peer_id, MESH)
+    directory.link_up(KEYS[1].peer_id)
+    told = Item(seal_advert(only_addresses(WHOLE), mesh=MESH, keypair=KEYS[0]), ITEMS[0].chain)
+    effects = directory.announce(told, WHOLE)
+    own = directory.get(KEYS[0].peer_id)
+    assert own is not None
+    assert own.advert == WHOLE
+    assert effects == [Keep(own), Tell(KEYS[1].peer_id, News((told,)))]
+    assert b"secret" not in told.advert
+    assert WHOLE.addresses[0].encode() in told.advert
+    (answer,) = directory.receive(KEYS[1].peer_id, Have(()), NOW_MS)
+    assert answer == Tell(KEYS[1].peer_id, News((told,)))
 
 
 def test_who_is_silent_for_a_month_is_forgotten() -> None:

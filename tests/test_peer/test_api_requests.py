@@ -185,6 +185,8 @@ def test_a_wrong_body_is_refused_with_what_is_wrong_and_the_connection_goes_on(
         ("/v1/invites", b'{"expires_s": -1}'),
         ("/v1/invites", b'{"expires_s": 1e30}'),
         ("/v1/invites", b'{"role": "admin"}'),
+        ("/v1/invites", b'{"zones": ["mesh"]}'),
+        ("/v1/invites", b'{"zones": ["plant 7"]}'),
         ("/v1/tasks?wait=x", echo_task()),
         ("/v1/tasks?wait=-1", echo_task()),
         ("/v1/tasks?wait=nan", echo_task()),

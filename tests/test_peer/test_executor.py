@@ -13,6 +13,7 @@ from trio.testing import MockClock
 from covey.gossip.directory import Directory
 from covey.gossip.effects import Ended, Run
 from covey.gossip.task import Need, TaskId
+from covey.identity.certificate import Member
 from covey.inference.engine import Completion, GenerateRequest, ModelInfo, Role
 from covey.inference.errors import Busy, ModelError, NoModel
 from covey.peer.config import ECHO_SKILL, SKILLS_DEFAULT, DataSource
@@ -20,6 +21,7 @@ from covey.peer.data_sources import DataSources
 from covey.peer.executor import Executor, able
 
 ALICE, ME = key(1).peer_id, key(2)
+BOB, CAROL = key(3).peer_id, key(4).peer_id
 
 
 class TwoModels:
@@ -201,3 +203,18 @@ def test_this_device_takes_what_it_says_that_it_can_do_and_nothing_else() -> Non
     assert check(ALICE, Need("classify")) == "it does not offer skill 'classify'"
     assert check(ALICE, Need("chat", data="other")) == "it has no data 'other'"
     assert check(ALICE, Need("chat", peer="line-2")) == "it is not 'line-2'"
+
+
+def test_a_task_of_a_zone_is_taken_from_a_member_of_the_zone_alone() -> None:
+    directory = Directory(ME.peer_id, MESH)
+    directory.restore([item_of(ME, skills=("chat",), zones=("plant-7",))], NOW_MS)
+    insider = Member(ALICE, "member", frozenset({"plant-7"}), 0, 1 << 60, 1 << 60)
+    outsider = Member(BOB, "member", frozenset({"plant-8"}), 0, 1 << 60, 1 << 60)
+    members = {ALICE: insider, BOB: outsider}
+    check = able(lambda: directory.get(ME.peer_id), members.get)
+    need = Need("chat", zone="plant-7")
+    assert check(ALICE, need) is None
+    assert check(ME.peer_id, need) is None
+    assert check(BOB, need) == f"{BOB} is not in zone 'plant-7'"
+    assert check(CAROL, need) == f"{CAROL} is not in zone 'plant-7'"
+    assert check(BOB, Need("chat", zone="plant-8")) == "it is not in zone 'plant-8'"

@@ -62,6 +62,15 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
+def test_a_zone_of_this_devices_certificate_is_known_and_no_other() -> None:
+    request = SubmitRequest(skill="chat", zone="plant-7")
+    assert (
+        task_of(request, ME, zones={"plant-7"}, nonce=NONCE, now_ms=NOW_MS).need.zone == "plant-7"
+    )
+    with pytest.raises(Misuse, match="use one of: device, mesh, plant-8"):
+        task_of(request, ME, zones={"plant-8"}, nonce=NONCE, now_ms=NOW_MS)
+
+
 @pytest.mark.parametrize("what", REFUSED)
 def test_what_no_peer_could_do_is_refused_with_the_limit(what: str) -> None:
     changes, said = REFUSED[what]
