@@ -10,6 +10,7 @@ import platform
 import sys
 from pathlib import Path
 
+from bids import bench_bids
 from echo import bench_echo
 from idle import bench_idle
 from measure import Report
@@ -19,7 +20,7 @@ from thinking import bench_thinking
 def main() -> int:
     parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
     parser.add_argument("--json", metavar="FILE", type=Path, help="also write the figures")
-    parser.add_argument("--only", choices=["echo", "thinking", "idle"], help="one part")
+    parser.add_argument("--only", choices=["echo", "bids", "thinking", "idle"], help="one part")
     parser.add_argument("--quick", action="store_true", help="fewer repetitions")
     options = parser.parse_args()
     report = Report()
@@ -30,6 +31,8 @@ def main() -> int:
     quick = options.quick
     if options.only in (None, "echo"):
         bench_echo(report, count=80 if quick else 400, seconds=3 if quick else 10)
+    if options.only in (None, "bids"):
+        bench_bids(report, rounds=4 if quick else 12)
     if options.only in (None, "thinking"):
         bench_thinking(report, rounds=2 if quick else 6)
     if options.only in (None, "idle"):

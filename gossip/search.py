@@ -34,8 +34,8 @@ LOOKUP_S = 4.0
 HINTS_MAX = 8
 # A peer that is asked may have to be dialled first.
 ASK_S = 8.0
-# After the first answer, others may be a little slower and better.
-GATHER_S = 0.25
+# After the first answer, others may be a little slower and better: twice as long as it took.
+GATHER_S_MIN, GATHER_S_MAX = 0.03, 0.25
 # Gossip takes at most one message a second from this peer, and a bidder may have to dial.
 ROUND_S = 2.5
 WIDER = 8
@@ -104,6 +104,7 @@ class _Search:
     wanted_at: float
     stage: Stage = "resting"
     due_at: float = -math.inf
+    asked_at: float = 0.0
     threshold: int = 0
     asked: set[PeerId] = field(default_factory=lambda: set[PeerId]())
     found: dict[PeerId, Found] = field(default_factory=lambda: dict[PeerId, Found]())
@@ -207,7 +208,7 @@ class Search:
         peers = [peer for peer in dict.fromkeys(hints) if peer != self._me][:HINTS_MAX]
         if not peers:
             return self._call(search, now)
-        search.stage, search.due_at = "asking", now + ASK_S
+        search.stage, search.due_at, search.asked_at = "asking", now + ASK_S, now
         search.asked = set(peers)
         ask = Ask(Call(search.call, search.need, search.left_ms, EVERYONE))
         return [Put(peer, ask) for peer in peers]
@@ -262,7 +263,8 @@ class Search:
         if enough or len(search.found) >= min(ANSWERS_WANTED, others):
             self._settle(search, now)
         elif is_first:
-            search.due_at = now + GATHER_S
+            took_s = now - search.asked_at
+            search.due_at = now + min(GATHER_S_MAX, max(GATHER_S_MIN, 2 * took_s))
         return []
 
     def _miss(self, search: _Search, peer: PeerId, now: float) -> list[SearchEffect]:
@@ -345,7 +347,7 @@ class Search:
             if not to:
                 return self._rest(search, now)
         self._changed |= search.stage != "calling"
-        search.stage, search.due_at = "calling", now + ROUND_S
+        search.stage, search.due_at, search.asked_at = "calling", now + ROUND_S, now
         search.threshold = threshold
         return [Cry(Call(search.call, search.need, search.left_ms, threshold), to)]
 

@@ -208,16 +208,17 @@ def test_who_can_do_it_is_found_and_the_answers_stay_few(seed: int, able: int) -
     assert field.found_at <= 4 * 2.5
 
 
-@pytest.mark.parametrize("seed", SEEDS)
-def test_of_those_that_answered_the_one_that_is_done_first_wins(seed: int) -> None:
-    field = Field(seed, frozenset(range(1, PEERS + 1)), gossip_s=0.1)
-    field.run(NEED, until=60.0)
-    assert field.candidate is not None
-    others = [one for one in field.search.found(NEED, field.now) if one.peer in field.links]
-    assert len(others) > 1
-    assert field.number[field.candidate.peer] % 7 == min(
-        field.number[one.peer] % 7 for one in others
-    )
+def test_of_those_that_answered_in_time_the_one_that_is_done_first_wins() -> None:
+    in_time: list[int] = []
+    for seed in SEEDS:
+        field = Field(seed, frozenset(range(1, PEERS + 1)), gossip_s=0.1)
+        field.run(NEED, until=60.0)
+        assert field.candidate is not None
+        others = [one.peer for one in field.search.found(NEED, field.now)]
+        best = min(field.number[one] % 7 for one in others)
+        assert field.number[field.candidate.peer] % 7 == best
+        in_time.append(len(others))
+    assert max(in_time) > 3
 
 
 @pytest.mark.parametrize("seed", SEEDS)

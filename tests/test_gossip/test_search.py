@@ -10,7 +10,7 @@ from covey.gossip.search import (
     ASK_S,
     FOUND_MAX,
     FOUND_S,
-    GATHER_S,
+    GATHER_S_MAX,
     HINTS_MAX,
     LOOKUP_S,
     ROUND_S,
@@ -150,11 +150,12 @@ def test_the_best_of_those_that_answer_in_time_comes_first() -> None:
     seeker.want()
     call = seeker.cry().id
     seeker.core.take_changed()
+    seeker.now += 1.0
     seeker.core.answered(BOB, bid(call, starts_in_ms=500), seeker.now)
-    seeker.now += GATHER_S / 2
+    seeker.now += GATHER_S_MAX / 2
     seeker.core.answered(CAROL, bid(call, starts_in_ms=0), seeker.now)
     assert not seeker.core.take_changed()
-    seeker.tick(GATHER_S)
+    seeker.tick(GATHER_S_MAX)
     assert seeker.core.take_changed()
     assert seeker.found() == [(CAROL, "bid"), (BOB, "bid")]
 
