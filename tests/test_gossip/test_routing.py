@@ -5,11 +5,14 @@ from collections.abc import Mapping
 import pytest
 from test_gossip.members import MESH, NOW_MS, item_of, key
 
+from covey.gossip.bidding import Bid
 from covey.gossip.directory import Directory
 from covey.gossip.network import LinkInfo, Load
-from covey.gossip.routing import Candidate, DirectoryFinder, Nobody
+from covey.gossip.routing import Candidate, DirectoryFinder, Nobody, SearchingFinder
+from covey.gossip.search import Cry, Search
 from covey.gossip.task import Need
-from covey.identity.keys import PeerId
+from covey.identity.certificate import Member
+from covey.identity.keys import Keypair, PeerId
 
 ME, LOG, BIG, FAR = (key(n) for n in (1, 2, 3, 4))
 
@@ -120,3 +123,87 @@ def test_who_just_declined_is_left_out() -> None:
     assert found(Need("classify"), "busy", exclude) == (
         "far, line-1, line-2 could do it, and will be asked again soon"
     )
+
+
+# When the directory has nobody
+
+
+class Wide:
+    """A finder that knows the same directory, and whose search has found these."""
+
+    def __init__(self, *zones: str) -> None:
+        self.links = {
+            LOG.peer_id: link(LOG.peer_id),
+            BIG.peer_id: link(BIG.peer_id, waiting=1),
+        }
+        self.search = Search(
+            ME.peer_id,
+            members=lambda: 9,
+            zone_links=lambda _zone: [LOG.peer_id],
+            has_dht=False,
+            has_calls=True,
+            salt=b"",
+        )
+        self.zones = frozenset(zones)
+        self.seeks = 0
+        self.core = SearchingFinder(
+            finder("busy", self.links), self.search, lambda: self.links, self.member, self.seek
+        )
+
+    def member(self, peer: PeerId) -> Member:
+        zones = self.zones if peer == LOG.peer_id else frozenset[str]()
+        return Member(peer, "member", zones, 0, 1 << 60, 1 << 60)
+
+    def seek(self) -> None:
+        self.seeks += 1
+
+    def find(self, need: Need, exclude: tuple[PeerId, ...] = ()) -> PeerId | str:
+        answer = self.core.find(need, exclude, 0.0, 60.0)
+        return answer.peer if isinstance(answer, Candidate) else answer.reason
+
+    def bids(self, need: Need, *peers: Keypair) -> None:
+        """Let these answer the call."""
+        self.find(need)
+        for effect in self.search.tick(0.0):
+            assert isinstance(effect, Cry)
+            for peer in peers:
+                self.search.answered(peer.peer_id, Bid(effect.call.id, 0, 0), 0.0)
+
+
+SECRET = Need("chat", data="secret-log")
+
+
+def test_what_nobody_offers_is_searched_for_and_the_task_says_so() -> None:
+    wide = Wide()
+    assert wide.find(SECRET) == "no peer known has data 'secret-log'; searching"
+    assert wide.seeks == 1
+
+
+def test_what_a_busy_or_unlinked_known_peer_could_do_is_not_called_for_needlessly() -> None:
+    wide = Wide()
+    wide.find(Need("classify", data="log"), (LOG.peer_id,))
+    assert wide.seeks == 0, "it is asked again soon"
+    said = wide.find(Need("rare"))
+    assert said == "far could do it, but cannot be reached now; searching"
+    assert wide.find(Need("chat", zone="device")) == "zone 'device' keeps it here, but busy"
+
+
+def test_of_those_that_answered_the_least_busy_linked_one_is_chosen() -> None:
+    wide = Wide()
+    wide.bids(SECRET, FAR, BIG, LOG)
+    assert wide.find(SECRET) == LOG.peer_id
+    assert wide.find(SECRET, (LOG.peer_id,)) == BIG.peer_id
+    nobody = "no peer known has data 'secret-log'; calling for bids"
+    assert wide.find(SECRET, (LOG.peer_id, BIG.peer_id)) == nobody
+    answer = wide.core.find(SECRET, (), 0.0, 60.0)
+    assert isinstance(answer, Candidate)
+    assert answer.way == "bid"
+
+
+def test_who_answered_from_outside_the_zone_does_not_exist() -> None:
+    need = Need("chat", zone="plant-7", data="secret-log")
+    inside, outside = Wide("plant-7"), Wide()
+    for wide in (inside, outside):
+        wide.bids(need, LOG, BIG)
+    assert inside.find(need) == LOG.peer_id
+    assert outside.find(need) == "no peer known has data 'secret-log'; calling for bids"
