@@ -2,7 +2,8 @@
 
 Pure. The last neighbours come round every 4 s however long a cut lasts, the rest by back-off up to
 a minute; never more than three dials a second in all; any new connection or a changed network makes
-all of them due.
+all of them due. Where a peer was seen on this network segment is anyone's word: it is tried beside
+what the peer itself signed, never instead of it, and not kept.
 """
 
 import math
@@ -43,9 +44,12 @@ class Dial:
 class _Remembered:
     addresses: tuple[str, ...]
     due_at: float
+    sighted: tuple[str, ...] = ()
     failures: int = 0
     connected: bool = False
     dialling: bool = False
+    # Something was learned while a dial was under way, which knew nothing of it.
+    has_news: bool = False
     seen_at: float = -math.inf
     order: float = field(default=0.0)
 
@@ -78,8 +82,41 @@ class Dialling:
         if not listed or listed == known.addresses:
             return False
         known.addresses = listed
-        known.due_at = min(known.due_at, now)
+        _make_due(known, now)
         return True
+
+    def sighted(self, peer: PeerId, addresses: Iterable[str], now: float) -> bool:
+        """Note where a member was seen on this segment, and dial it now; return whether that is new.
+
+        The caller knows that it is a member: it is dialled, which shows it this peer's chain.
+        """
+        listed = tuple(addresses)[:ADDRESSES_MAX]
+        if peer == self._me or not listed:
+            return False
+        known = self._peers.get(peer)
+        if known is None:
+            if len(self._peers) >= PEERS_MAX:
+                return False
+            known = self._peers[peer] = _Remembered((), now)
+        is_new = listed != known.sighted
+        known.sighted = listed
+        _make_due(known, now)
+        return is_new
+
+    def withdrawn(self, peer: PeerId) -> None:
+        """A member is not where it was seen any more."""
+        known = self._peers.get(peer)
+        if known is not None:
+            known.sighted = ()
+
+    def knows(self, peer: PeerId) -> bool:
+        """Tell whether this peer was ever remembered: then it is, or was, a member."""
+        return peer in self._peers
+
+    def addresses(self, peer: PeerId) -> tuple[str, ...]:
+        """Return where a peer may be, in the order to try; empty if nothing is known."""
+        known = self._peers.get(peer)
+        return () if known is None else _in_order(known)
 
     def forget(self, peer: PeerId) -> None:
         """Never dial this peer again."""
@@ -115,6 +152,8 @@ class Dialling:
         if peer in self._neighbours() and not refused:
             back_off = min(back_off, NEIGHBOUR_S)
         known.due_at = now + back_off * self._random.uniform(0.75, 1.25)
+        if known.has_news:
+            known.has_news, known.due_at = False, now
 
     def succeeded(self, peer: PeerId) -> None:
         """A dial worked; `connected` follows when its link is up."""
@@ -129,11 +168,7 @@ class Dialling:
         if sum(one.connected for one in self._peers.values()) >= CONNECTIONS_MAX:
             return math.inf
         due = min(
-            (
-                one.due_at
-                for one in self._peers.values()
-                if not one.connected and not one.dialling and one.addresses
-            ),
+            (one.due_at for one in self._peers.values() if _can_be_dialled(one)),
             default=math.inf,
         )
         return max(due, self._next_dial_at)
@@ -143,18 +178,34 @@ class Dialling:
         if now < self.deadline:
             return []
         peer, known = min(
-            (
-                (peer, one)
-                for peer, one in self._peers.items()
-                if not one.connected and not one.dialling and one.addresses
-            ),
+            ((peer, one) for peer, one in self._peers.items() if _can_be_dialled(one)),
             key=lambda item: item[1].due_at,
         )
-        known.dialling = True
+        known.dialling, known.has_news = True, False
         known.due_at = now + BACK_OFF_FIRST_S
         self._next_dial_at = now + 1.0 / DIALS_PER_S
-        return [Dial(peer, known.addresses)]
+        return [Dial(peer, _in_order(known))]
 
     def _neighbours(self) -> set[PeerId]:
         seen = sorted(self._peers, key=lambda peer: self._peers[peer].seen_at, reverse=True)
         return {peer for peer in seen[:NEIGHBOURS] if self._peers[peer].seen_at > -math.inf}
+
+
+def _can_be_dialled(one: _Remembered) -> bool:
+    return not one.connected and not one.dialling and bool(one.addresses or one.sighted)
+
+
+def _make_due(known: _Remembered, now: float) -> None:
+    known.due_at = min(known.due_at, now)
+    known.has_news = known.dialling
+
+
+def _in_order(known: _Remembered) -> tuple[str, ...]:
+    """Return all addresses, each once: those seen first, and the signed ones first after a failure.
+
+    In turn, so that a liar on the segment can keep no peer from its true addresses.
+    """
+    first, then = known.sighted, known.addresses
+    if known.failures % 2 == 1:
+        first, then = then, first
+    return (*first, *(one for one in then if one not in first))

@@ -10,6 +10,7 @@ Needs Noise over TCP with yamux.
 
 import logging
 from collections.abc import Awaitable, Callable
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -32,6 +33,10 @@ log = logging.getLogger(__name__)
 CUT_S = 5.0
 FRAME_BYTES_MAX = 16 * KIB
 _MULTISTREAM = "/multistream/1.0.0"
+
+
+reach: ContextVar[Callable[[PeerId], Awaitable[None]] | None] = ContextVar("reach", default=None)
+"""Dials a member for a service of the library; unset, the library dials nobody."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -302,8 +307,18 @@ class Gate:
             await _quietly(stream.reset)
 
     async def _dial_peer(self, peer_id: ID) -> list[Any]:
-        """For the library's own wish to dial: it gets the open connection, or nothing."""
-        visit = self.open_visit(PeerId(str(peer_id)))
+        """For the library's own wish to dial: it gets the open connection, or nothing.
+
+        Only for who has set `reach` is a member that is not connected dialled, and through the gate.
+        """
+        peer = PeerId(str(peer_id))
+        visit = self.open_visit(peer)
+        if visit is None and (reaching := reach.get()) is not None:
+            try:
+                await reaching(peer)
+            except CoveyError as error:
+                raise SwarmException(str(error)) from error
+            visit = self.open_visit(peer)
         if visit is None:
             raise SwarmException("only links dial")
         return [visit.conn]

@@ -121,6 +121,8 @@ class Host:
         self.me = keypair.peer_id
         self.pubsub: Any = None
         """The library's pubsub, while `open_pubsub` runs."""
+        self.dht: Any = None
+        """The library's DHT, while `open_dht` runs."""
 
     @property
     def libp2p(self) -> Any:
@@ -200,12 +202,12 @@ class Host:
         # Out of the tables first: to what is left there the library would open new streams.
         for visit in visits:
             self.gate.shut(visit)
-        libp2p_fixes.forget_peer(self._host, self.pubsub, peer_id)
+        libp2p_fixes.forget_peer(self._host, peer_id, self.pubsub, self.dht)
         async with trio.open_nursery() as nursery:
             for visit in visits:
                 nursery.start_soon(self.gate.cut, visit)
         # Once more: what it had sent may have been read until now.
-        libp2p_fixes.forget_peer(self._host, self.pubsub, peer_id)
+        libp2p_fixes.forget_peer(self._host, peer_id, self.pubsub, self.dht)
 
 
 def own_addresses() -> list[str]:

@@ -15,7 +15,9 @@ from weakref import WeakKeyDictionary
 import libp2p.pubsub.pubsub as pubsub_module
 import libp2p.pubsub.rpc_queue as rpc_queue_module
 import trio
+from libp2p.custom_types import TProtocol
 from libp2p.exceptions import BaseLibp2pError
+from libp2p.kad_dht import common, kad_dht, peer_routing, provider_store, value_store
 from libp2p.network.connection.raw_connection import RawConnection
 from libp2p.network.swarm import Swarm
 from libp2p.stream_muxer.yamux.yamux import (
@@ -38,6 +40,13 @@ RPC_QUEUE_SIZE = 1024
 RPC_BYTES_MAX = 64 * 1024
 WINDOW_STEP_BYTES = DEFAULT_WINDOW_SIZE // 4
 
+DHT_PROTOCOL = TProtocol("/covey/kad/1.0.0")
+# An answer names twenty peers with their addresses and one record.
+DHT_MESSAGE_BYTES_MAX = 256 * 1024
+DHT_QUERY_S = 3.0
+PROVIDER_RECORD_S = 3600
+DHT_VALUES_MAX = 2048
+
 _applied = False
 
 
@@ -49,6 +58,7 @@ def apply() -> None:
     _applied = True
     _release_inbound_slots()
     _enlarge_pubsub_queues()
+    _make_dht_private()
 
 
 def _release_inbound_slots() -> None:
@@ -96,6 +106,24 @@ def _enlarge_pubsub_queues() -> None:
     queue: Any = rpc_queue_module.RpcQueue
     queue.__init__.__defaults__ = (RPC_QUEUE_SIZE, RPC_BYTES_MAX)
     setattr(pubsub_module, "SUBSCRIPTION_CHANNEL_SIZE", RPC_QUEUE_SIZE)  # noqa: B010
+
+
+def _make_dht_private() -> None:
+    """The DHT ignores the protocol prefix that it is given, keeps provider records for two days, and
+    reads answers of 4 MiB.
+
+    Each of its modules has its own copy of these constants.
+    """
+    for module in (common, kad_dht, peer_routing, provider_store, value_store):
+        for name, value in (
+            ("PROTOCOL_ID", DHT_PROTOCOL),
+            ("MAX_DHT_MESSAGE_SIZE", DHT_MESSAGE_BYTES_MAX),
+            ("QUERY_TIMEOUT", DHT_QUERY_S),
+            ("PROVIDER_RECORD_EXPIRATION_INTERVAL", PROVIDER_RECORD_S),
+            ("MAX_VALUE_STORE_SIZE", DHT_VALUES_MAX),
+        ):
+            if hasattr(module, name):
+                setattr(module, name, value)
 
 
 def batch_window_updates(stream: Any) -> None:
@@ -165,7 +193,7 @@ def fresh_sequence_numbers(pubsub: Any, now_ms: int) -> None:
     pubsub.counter = now_ms * 1_000_000
 
 
-def forget_peer(host: Any, pubsub: Any, peer: Any) -> None:
+def forget_peer(host: Any, peer: Any, pubsub: Any = None, dht: Any = None) -> None:
     """Closing a connection leaves the peer in queues, peerstore and tables; a later dial would
     revive it.
 
@@ -175,6 +203,8 @@ def forget_peer(host: Any, pubsub: Any, peer: Any) -> None:
         pubsub._handle_dead_peer(peer)
         for waiting in (pubsub.router._pending_messages, pubsub.router._pending_control):
             waiting.pop(peer, None)
+    if dht is not None:
+        dht.routing_table.remove_peer(peer)
     store = host.get_peerstore()
     for clear in (store.clear_addrs, store.clear_protocol_data, store.clear_peerdata):
         try:

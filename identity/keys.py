@@ -74,6 +74,9 @@ def public_key_of(peer_id: PeerId) -> bytes:
     if len(data) != len(_ID_PREFIX) + KEY_BYTES or not data.startswith(_ID_PREFIX):
         raise Malformed(f"not the id of an Ed25519 key: {peer_id!r}")
     key = data[len(_ID_PREFIX) :]
+    if peer_id_of(key) != peer_id:
+        # White space around it would make a second name of the same key.
+        raise Malformed(f"not as a peer id is written: {peer_id!r}")
     if not is_sound_key(key):
         raise Malformed(f"the key of {peer_id!r} is not a sound Ed25519 key")
     return key

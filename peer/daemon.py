@@ -19,7 +19,7 @@ import trio
 import covey
 from covey.gossip.admission import Admission
 from covey.gossip.advert import Advert, DataOffer, ModelOffer
-from covey.gossip.bidding import CALL_ID_BYTES, TOPIC, Bidder, Outlook
+from covey.gossip.bidding import Outlook
 from covey.gossip.dialling import Dialling
 from covey.gossip.directory import Directory
 from covey.gossip.driver import Cores, Delivery
@@ -29,10 +29,7 @@ from covey.gossip.joining import InviteDesk
 from covey.gossip.links import Links
 from covey.gossip.network import Load
 from covey.gossip.origin import Origin
-from covey.gossip.pubsub import Pubsub, PubsubSettings, open_pubsub
-from covey.gossip.routing import DirectoryFinder, SearchingFinder
-from covey.gossip.search import Search
-from covey.gossip.seeking import Seeking
+from covey.gossip.routing import DirectoryFinder
 from covey.gossip.task import Need
 from covey.identity.certificate import Member, member_of
 from covey.identity.errors import Unavailable
@@ -48,6 +45,7 @@ from .clock import Clock, SystemEntropy
 from .clock_check import clock_trouble
 from .config import Config
 from .data_sources import DataSources
+from .discovery import Circle, Discovery
 from .doctor import Checked, check_up
 from .executor import Executor, able
 from .home import Home, MeshFile
@@ -57,7 +55,7 @@ from .neighbours import Neighbours, Surroundings
 from .records import TaskRecords
 from .service import Commands, Facts, Service
 from .store import Store, next_incarnation, open_store
-from .views import DiscoveryView, Finding, InviteRequest, InviteView, StatusView
+from .views import Finding, InviteRequest, InviteView, StatusView
 
 log = logging.getLogger(__name__)
 
@@ -134,7 +132,7 @@ class Daemon:
         self.data = DataSources(parts.config.data)
         self.executor = Executor(parts.config.skills, parts.pool, self.data)
         self.records = TaskRecords(parts.store)
-        self.search, self.seeking = self._make_seeking()
+        self.discovery = self._make_discovery()
         self.delivery = Delivery(
             self._make_cores, parts.links, self.records, self.executor, parts.clock.now_ms
         )
@@ -149,19 +147,20 @@ class Daemon:
                 dialling=parts.dialling,
                 now_ms=parts.clock.now_ms,
                 quiet=parts.config.discovery.advert == "addresses",
+                mdns=parts.config.discovery.mdns,
             ),
             describe=self._describe,
-            learned=self.delivery.wake,
+            learned=self._learned,
+            announced=self.discovery.offer,
             changed=self.service.peer_changed,
             jumped=self._clock_jumped,
         )
 
-    async def serve(self, host: Host, pubsub: Pubsub | None, nursery: trio.Nursery) -> None:
+    async def serve(self, host: Host, nursery: trio.Nursery) -> None:
         """Start everything that runs; return once the local API answers."""
         parts = self._parts
         self._host = host
         await nursery.start(partial(parts.links.serve, host))
-        await nursery.start(self.seeking.serve, pubsub)
         await nursery.start(partial(self.neighbours.serve, host))
         await self.rescan_models()
         await nursery.start(self.delivery.serve)
@@ -181,10 +180,15 @@ class Daemon:
         )
         self.service.facts.api = bound
 
+    def _learned(self) -> None:
+        self.discovery.met()
+        self.delivery.wake()
+
     async def rescan_models(self) -> None:
         """Look at the model folder, and tell the mesh what is there."""
         parts = self._parts
-        files, refused = await trio.to_thread.run_sync(list_models, parts.home.models_folder)
+        folder, engine = parts.home.models_folder, parts.config.models.engine
+        files, refused = await trio.to_thread.run_sync(list_models, folder, engine)
         for name, why in refused.items():
             log.warning("model.refused", extra={"file": name, "why": why})
         self.refused_models.clear()
@@ -214,8 +218,7 @@ class Daemon:
         able_here = self._able()
         links = parts.links.links
         directory = DirectoryFinder(me, parts.directory, links, lambda need: able_here(me, need))
-        seeking = self.seeking
-        finder = SearchingFinder(directory, self.search, links, seeking.member, seeking.poke)
+        finder = self.discovery.finder(directory)
         tasks = parts.config.tasks
         executions = Executions(
             parts.keypair,
@@ -229,37 +232,28 @@ class Daemon:
     def _able(self) -> Callable[[PeerId, Need], str | None]:
         parts = self._parts
         me = parts.keypair.peer_id
-        return able(lambda: parts.directory.get(me), lambda peer: self.seeking.member(peer))
+        return able(lambda: parts.directory.get(me), lambda peer: self.discovery.member(peer))
 
-    def _make_seeking(self) -> tuple[Search, Seeking]:
+    def _make_discovery(self) -> Discovery:
         parts = self._parts
-        discovery = parts.config.discovery
-        search = Search(
-            parts.keypair.peer_id,
-            members=lambda: sum(1 for _ in parts.directory),
-            zone_links=self._linked_in,
-            has_dht=False,
-            has_calls=discovery.bids,
-            salt=parts.entropy.draw(CALL_ID_BYTES),
+        circle = Circle(
+            me=parts.member,
+            mesh=parts.mesh.id,
+            config=parts.config,
+            store=parts.store,
+            links=parts.links,
+            directory=parts.directory,
+            now_ms=parts.clock.now_ms,
+            draw=parts.entropy.draw,
         )
-        bidder = Bidder(parts.member, self._able(), self._outlook) if discovery.bids else None
-        seeking = Seeking(
-            parts.links,
-            search,
-            bidder,
-            hints=None,
+        return Discovery(
+            circle,
+            able=self._able(),
+            outlook=self._outlook,
             reach=lambda peer: self.neighbours.reach(peer),
-            changed=lambda: self.delivery.wake(),
+            learn=lambda item: self.neighbours.learn(item),
+            wake=lambda: self.delivery.wake(),
         )
-        return search, seeking
-
-    def _linked_in(self, zone: str) -> list[PeerId]:
-        """Return the linked members of a zone."""
-        return [
-            peer
-            for peer in self._parts.links.links()
-            if (member := self.seeking.member(peer)) is not None and member.is_in(zone)
-        ]
 
     def _outlook(self, need: Need) -> Outlook:
         """How soon this peer could do it: what waits here is taken to be like it."""
@@ -283,7 +277,7 @@ class Daemon:
             started_ms=parts.clock.now_ms(),
             skills=parts.config.skills,
             addresses=lambda: self._addresses_with_id(),
-            discovery=self._discovery,
+            discovery=self.discovery.view,
             warnings=self._warnings,
         )
         commands = Commands(self._invite, self.rescan_models, self._doctor, self._stop.set)
@@ -321,12 +315,6 @@ class Daemon:
     def _addresses_with_id(self) -> tuple[str, ...]:
         me = self._parts.keypair.peer_id
         return tuple(f"{address}/p2p/{me}" for address in self._host.addresses())
-
-    def _discovery(self) -> DiscoveryView:
-        seeking = self.seeking
-        return DiscoveryView(
-            calls_made=seeking.called, calls_heard=seeking.heard, bids_made=seeking.bids
-        )
 
     def _clock_trouble(self) -> str | None:
         parts = self._parts
@@ -367,6 +355,7 @@ class Daemon:
             addresses=self._host.addresses(),
             store_failure=parts.store.failure,
             data=parts.config.data,
+            lan_trouble=self.neighbours.lan_trouble,
         )
         return await trio.to_thread.run_sync(check_up, checked)
 
@@ -421,26 +410,14 @@ async def open_daemon(
         settings = HostSettings(config.listen.address, config.listen.port, config.listen.announce)
         async with (
             open_host(keypair, settings, daemon.admission, links) as host,
-            _gossip(host, daemon.admission, clock, config) as pubsub,
+            daemon.discovery.open(host, daemon.admission),
             trio.open_nursery() as nursery,
         ):
-            await daemon.serve(host, pubsub, nursery)
+            await daemon.serve(host, nursery)
             try:
                 yield daemon
             finally:
                 nursery.cancel_scope.cancel()
-
-
-@asynccontextmanager
-async def _gossip(
-    host: Host, admission: Admission, clock: Clock, config: Config
-) -> AsyncGenerator[Pubsub | None]:
-    """Take part in gossip, which only calls for bids use so far."""
-    if not config.discovery.bids:
-        yield None
-        return
-    async with open_pubsub(host, admission, clock.now_ms, PubsubSettings((TOPIC,))) as pubsub:
-        yield pubsub
 
 
 async def _heed_signals(stop: trio.Event) -> None:

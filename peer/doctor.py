@@ -33,6 +33,7 @@ class Checked:
     addresses: tuple[str, ...]
     store_failure: str | None
     data: Mapping[str, DataSource]
+    lan_trouble: str | None = None
 
 
 def check_up(seen: Checked) -> list[Finding]:
@@ -43,6 +44,7 @@ def check_up(seen: Checked) -> list[Finding]:
         _root(seen),
         _links(seen),
         _addresses(seen),
+        *_lan(seen),
         _store(seen),
         _disk(seen),
         *_models(seen),
@@ -128,6 +130,13 @@ def _addresses(seen: Checked) -> Finding:
         what = "only peers on this machine can reach this one"
         return _warn("address", what, "for others, listen on 0.0.0.0: [listen] in config.toml")
     return _ok("address", ", ".join(seen.addresses))
+
+
+def _lan(seen: Checked) -> list[Finding]:
+    if seen.lan_trouble is None:
+        return []
+    remedy = "mend it, or look for nobody there: mdns = false under [discovery] in config.toml"
+    return [_warn("mdns", f"nobody is found on this network segment: {seen.lan_trouble}", remedy)]
 
 
 def _store(seen: Checked) -> Finding:

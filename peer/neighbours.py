@@ -2,7 +2,8 @@
 
 What one peer learns of another rests in the store: its advert, and for ever where it was last
 known to be. A changed address, a wake from sleep or a clock that was set makes every peer due for
-a dial, and this one's advert new.
+a dial, and this one's advert new. Who is seen on the same network segment is due, too, if it is
+known: a dial shows this peer's chain, which is nobody else's business.
 """
 
 import logging
@@ -16,6 +17,7 @@ from covey.gossip.advert import Advert, AdvertMessage, Item, News
 from covey.gossip.dialling import AddressRecord, Dialling
 from covey.gossip.directory import Directory, DirectoryEffect, Forget, Keep, Tell
 from covey.gossip.host import Host
+from covey.gossip.lan import Lan
 from covey.gossip.links import Links
 from covey.gossip.network import LinkDown, LinkUp
 from covey.identity.errors import NotAdmitted, Unavailable
@@ -49,6 +51,8 @@ class Surroundings:
     now_ms: Callable[[], int]
     quiet: bool = False
     """Others are told where this peer is, and not what it offers."""
+    mdns: bool = False
+    """Look for members on this network segment, and be announced there."""
 
 
 class Neighbours:
@@ -58,6 +62,7 @@ class Neighbours:
         parts: what they are kept with.
         describe: this peer's advert, given its number.
         learned: told when the directory has changed: what waits may be placed now.
+        announced: told what this peer offers, and the advert that others are given.
         changed: told of each peer that came, went or changed.
         jumped: told by how many milliseconds the wall clock was set.
     """
@@ -68,18 +73,21 @@ class Neighbours:
         *,
         describe: Callable[[int], Advert],
         learned: Callable[[], None],
+        announced: Callable[[Advert, Item], None],
         changed: Callable[[PeerId], None],
         jumped: Callable[[int], None],
     ) -> None:
         self._parts = parts
         self._describe = describe
         self._learned = learned
+        self._announced = announced
         self._changed = changed
         self._jumped = jumped
         self._number = 0
         self._host: Host
         self._due = trio.Event()
         self._arrivals: dict[PeerId, trio.Event] = {}
+        self._lan = self._make_lan() if parts.mdns else None
         parts.links.on_link(self._link_changed)
         parts.links.on_message(adverts.CHANNEL, self._heard)
 
@@ -92,6 +100,9 @@ class Neighbours:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._dial)
             nursery.start_soon(self._look_around)
+            if self._lan is not None:
+                self._lan.move(host.addresses())
+                nursery.start_soon(self._lan.serve)
             task_status.started()
 
     def announce(self) -> None:
@@ -101,7 +112,9 @@ class Neighbours:
         whole = self._describe(self._number)
         told = adverts.only_addresses(whole) if parts.quiet else whole
         sealed = adverts.seal_advert(told, mesh=parts.mesh.id, keypair=parts.keypair)
-        self._carry_out(parts.directory.announce(Item(sealed, parts.mesh.chain), whole))
+        item = Item(sealed, parts.mesh.chain)
+        self._carry_out(parts.directory.announce(item, whole))
+        self._announced(whole, item)
 
     async def sweep(self) -> None:
         """Forget who is over its time, and renew this peer's own advert in time."""
@@ -136,7 +149,8 @@ class Neighbours:
         if entry is None:
             raise Unavailable(f"nothing is known of {peer}")
         arrival = self._arrivals.setdefault(peer, trio.Event())
-        await self._host.dial(peer, entry.advert.addresses, timeout_s=DIAL_S)
+        addresses = parts.dialling.addresses(peer) or entry.advert.addresses
+        await self._host.dial(peer, addresses, timeout_s=DIAL_S)
         await arrival.wait()
 
     # What is known
@@ -198,6 +212,32 @@ class Neighbours:
             parts.store.put(changes, _log_failure)
             self._learned()
 
+    # On the same network segment
+
+    @property
+    def lan_trouble(self) -> str | None:
+        """Why nobody is found on this network segment, if somebody should be."""
+        return None if self._lan is None else self._lan.trouble
+
+    def _make_lan(self) -> Lan:
+        parts = self._parts
+        return Lan(
+            parts.keypair.peer_id,
+            parts.mesh.id,
+            is_known=self._is_known,
+            sighted=self._sighted,
+            withdrawn=parts.dialling.withdrawn,
+        )
+
+    def _is_known(self, peer: PeerId) -> bool:
+        """Tell whether it is a member as far as this peer knows: by advert, address or bootstrap."""
+        return self._parts.directory.get(peer) is not None or self._parts.dialling.knows(peer)
+
+    def _sighted(self, peer: PeerId, addresses: tuple[str, ...]) -> None:
+        if self._parts.dialling.sighted(peer, addresses, trio.current_time()):
+            log.info("lan.sighted", extra={"peer": peer, "addresses": addresses})
+        self._due.set()
+
     # Staying in touch
 
     async def _dial(self) -> None:
@@ -242,6 +282,8 @@ class Neighbours:
                 self._jumped(jump_ms)
             parts.dialling.network_changed(trio.current_time())
             self._due.set()
+            if self._lan is not None:
+                self._lan.move(addresses)
             self.announce()
 
     def _apart_ms(self) -> int:

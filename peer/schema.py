@@ -15,7 +15,7 @@ class Database(StrEnum):
     """
 
     META = "meta"
-    """b"version", b"incarnation": big-endian integers."""
+    """b"version", b"incarnation": big-endian integers; b"dht": discovery.TableRecord."""
     TASK = "task"
     """task id -> gossip.task.Task"""
     ORDER = "order"

@@ -18,9 +18,11 @@ MAY_IMPORT: dict[str, set[str]] = {
 # The only modules that may touch the world; all the others are pure.
 MAY_DO_IO = {
     "identity/keystore.py",
+    "gossip/dht.py",
     "gossip/driver.py",
     "gossip/gate.py",
     "gossip/host.py",
+    "gossip/lan.py",
     "gossip/libp2p_fixes.py",
     "gossip/links.py",
     "gossip/pubsub.py",
@@ -37,6 +39,7 @@ MAY_DO_IO = {
     "peer/records.py",
     "peer/home.py",
     "peer/data_sources.py",
+    "peer/discovery.py",
     "peer/events.py",
     "peer/executor.py",
     "peer/service.py",
@@ -61,6 +64,7 @@ IO_LIBRARIES = {
     "starlette",
     "ctransformers",
     "xllamacpp",
+    "zeroconf",
 }
 SOURCES = [
     path for folder in (*FOLDERS, "tests", "examples") for path in (ROOT / folder).rglob("*.py")
@@ -106,10 +110,11 @@ def test_every_exception_to_the_rule_is_still_needed() -> None:
     assert gone == [], f"{gone} may do I/O, but there is no such module"
 
 
-@pytest.mark.parametrize("library", ["libp2p", "lmdb", "xllamacpp"])
+@pytest.mark.parametrize("library", ["libp2p", "lmdb", "xllamacpp", "zeroconf"])
 def test_each_engine_room_has_one_door(library: str) -> None:
     adapters = {
         "libp2p": {
+            "gossip/dht.py",
             "gossip/gate.py",
             "gossip/host.py",
             "gossip/libp2p_fixes.py",
@@ -117,6 +122,7 @@ def test_each_engine_room_has_one_door(library: str) -> None:
         },
         "lmdb": {"peer/store.py"},
         "xllamacpp": {"inference/llamacpp_engine.py"},
+        "zeroconf": {"gossip/lan.py"},
     }
     users = {
         str(path.relative_to(ROOT))

@@ -84,3 +84,59 @@ def test_only_what_is_new_is_worth_storing() -> None:
     assert dialling.remember(PEERS[0], WHERE, 0.0)
     assert not dialling.remember(PEERS[0], WHERE, 0.0)
     assert dialling.remember(PEERS[0], ("/ip4/192.0.2.2/tcp/4001",), 0.0)
+
+
+SEEN = ("/ip4/10.0.0.7/tcp/4001",)
+
+
+def test_where_a_member_was_seen_is_tried_beside_what_it_signed_and_in_turn() -> None:
+    dialling = Dialling(ME, Random(1))
+    dialling.remember(PEERS[0], WHERE, 0.0)
+    assert dialling.sighted(PEERS[0], SEEN, 0.0)
+    assert dialling.tick(0.0)[0].addresses == (*SEEN, *WHERE)
+    dialling.failed(PEERS[0], 1.0)
+    due = dialling.deadline
+    assert dialling.tick(due)[0].addresses == (*WHERE, *SEEN), "a lie keeps nobody from the truth"
+    dialling.withdrawn(PEERS[0])
+    assert dialling.addresses(PEERS[0]) == WHERE, "what was signed is never lost"
+
+
+def test_a_signed_address_that_is_new_leaves_what_was_seen() -> None:
+    dialling = Dialling(ME, Random(1))
+    dialling.sighted(PEERS[0], SEEN, 0.0)
+    assert dialling.remember(PEERS[0], WHERE, 0.0)
+    assert dialling.addresses(PEERS[0]) == (*SEEN, *WHERE)
+    assert dialling.addresses(PEERS[1]) == ()
+
+
+def test_who_is_seen_is_due_at_once_however_long_it_was_away() -> None:
+    dialling = Dialling(ME, Random(1))
+    dialling.remember(PEERS[0], WHERE, 0.0)
+    run(dialling, 0.0, 3600.0)
+    assert dialling.deadline > 3600.0
+    dialling.sighted(PEERS[0], SEEN, 3600.0)
+    assert dialling.deadline == 3600.0
+    assert not dialling.sighted(PEERS[0], SEEN, 3600.0), "nothing new, and due all the same"
+
+
+def test_who_is_seen_while_it_is_dialled_elsewhere_is_dialled_again_at_once() -> None:
+    dialling = Dialling(ME, Random(1))
+    dialling.remember(PEERS[0], WHERE, 0.0)
+    dialling.tick(0.0)
+    dialling.sighted(PEERS[0], SEEN, 1.0)
+    assert dialling.deadline == math.inf, "a dial is under way"
+    dialling.failed(PEERS[0], 5.0)
+    assert dialling.deadline == 5.0
+    dialling.tick(5.0)
+    dialling.failed(PEERS[0], 6.0)
+    assert dialling.deadline > 6.5, "once, and then by back-off"
+
+
+def test_a_member_without_any_address_is_dialled_where_it_is_seen_and_never_oneself() -> None:
+    dialling = Dialling(ME, Random(1))
+    assert not dialling.sighted(ME, SEEN, 0.0)
+    assert not dialling.sighted(PEERS[0], (), 0.0)
+    assert not dialling.knows(PEERS[0])
+    assert dialling.sighted(PEERS[0], SEEN, 0.0)
+    assert dialling.knows(PEERS[0])
+    assert dialling.tick(0.0)[0].addresses == SEEN

@@ -40,6 +40,7 @@ from test_gossip.members import key
 
 from covey.gossip import hello, joining, links
 from covey.gossip.gate import GuestLimits
+from covey.gossip.libp2p_fixes import DHT_PROTOCOL
 from covey.gossip.pubsub import PubsubSettings
 
 ALICE, BOB, MALLORY = key(1), key(2), key(66)
@@ -49,7 +50,7 @@ ASKED = (
     "/ipfs/id/1.0.0",
     "/ipfs/id/push/1.0.0",
     "/ipfs/ping/1.0.0",
-    "/ipfs/kad/1.0.0",
+    str(DHT_PROTOCOL),
     *MESHSUB,
     "/floodsub/1.0.0",
     links.PROTOCOL,
@@ -94,7 +95,7 @@ class Stranger:
             elif protocol == "/ipfs/ping/1.0.0":
                 await stream.write(bytes(32))
                 self.found.pinged = await stream.read(32) == bytes(32)
-            elif protocol == "/ipfs/kad/1.0.0":
+            elif protocol == str(DHT_PROTOCOL):
                 await self._find_nodes(stream)
         await self._list(conn)
         return conn

@@ -10,7 +10,14 @@ from hypothesis import strategies as st
 
 from covey.identity.errors import Conflict, Malformed, NotAdmitted, NotFound, Unavailable
 from covey.identity.invite import PREFIX, Invite, Terms, parse_token, token_of
-from covey.identity.keys import Keypair, PeerId, is_sound_key, public_key_of, verify
+from covey.identity.keys import (
+    Keypair,
+    PeerId,
+    is_sound_key,
+    peer_id_of,
+    public_key_of,
+    verify,
+)
 from covey.identity.keystore import open_root, passphrase_of, read_key, seal_root, write_key
 
 KEY = Keypair(b"\x07" * 32)
@@ -53,6 +60,14 @@ def test_keys_of_small_order_are_refused() -> None:
 def test_what_is_no_peer_id_is_refused(text: str) -> None:
     with pytest.raises(Malformed):
         public_key_of(PeerId(text))
+
+
+@pytest.mark.parametrize("around", ["{} ", " {}", "{}\n", "\t{}"])
+def test_a_key_has_one_name(around: str) -> None:
+    peer = Keypair(b"\x05" * 32).peer_id
+    assert peer_id_of(public_key_of(peer)) == peer
+    with pytest.raises(Malformed):
+        public_key_of(PeerId(around.format(peer)))
 
 
 def test_a_token_is_read_back_also_when_a_mail_program_broke_its_lines() -> None:

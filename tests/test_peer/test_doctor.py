@@ -67,6 +67,12 @@ TROUBLE: dict[str, tuple[str, str, str, dict[str, Any]]] = {
         "only peers on this machine",
         {"addresses": ("/ip4/127.0.0.1/tcp/1",)},
     ),
+    "a segment without multicast": (
+        "mdns",
+        "warn",
+        "nobody is found on this network segment: no multicast",
+        {"lan_trouble": "no multicast"},
+    ),
     "a disk that is full": ("store", "fail", "it is full", {"store_failure": "it is full"}),
     "a broken model": ("model", "fail", "x.gguf: cut", {"refused_models": {"x.gguf": "cut"}}),
     "a model that crashes": (

@@ -1,0 +1,507 @@
+"""Who offers something that the directory does not know? A DHT among members: hints, never proof.
+
+py-libp2p's Kademlia under covey's own protocol, behind the gate. Provider records say under keyed
+hashes who offers what; value records are members' signed adverts. What an answer names is only asked
+further: records may be stale, their peers dead, and a member may lie. The library's own service is not
+run: its refresh connects everyone to everyone, and its lookup of providers returns each of them many
+times and then only what it has heard itself (LIBP2P.md 6).
+"""
+
+import hashlib
+import logging
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Generator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import trio
+from libp2p.kad_dht.kad_dht import DHTMode, KadDHT
+from libp2p.kad_dht.utils import sort_peer_ids_by_distance
+from libp2p.peer.id import ID
+from libp2p.peer.peerinfo import PeerInfo
+from libp2p.records.validator import NamespacedValidator, Validator
+from multiaddr import Multiaddr
+
+from covey.identity.certificate import Chain, Member
+from covey.identity.envelope import MeshId
+from covey.identity.errors import CoveyError, Malformed, Unavailable
+from covey.identity.keys import PeerId
+from covey.identity.wire import KIB, decode, encode
+
+from .advert import Item, open_item
+from .gate import reach
+from .host import Host
+from .libp2p_fixes import DHT_PROTOCOL
+from .provider_keys import KEY_BYTES
+
+log = logging.getLogger(__name__)
+
+NAMESPACE = "covey"
+RECORD_BYTES_MAX = 32 * KIB
+# In a mesh of so many everybody is close to every key: all serve, whoever can be dialled.
+SMALL_MESH = 20
+TABLE_MAX = 64
+REPLICAS = 8
+AT_ONCE = 4
+"""Questions of one lookup under way."""
+ASKED_MAX = 24
+"""Peers that one lookup asks."""
+# A peer takes ten records of ours in ten seconds.
+PUBLISH_EVERY_S = 1.1
+# A quarter of a record's life, so that a lost one is soon made good.
+REPUBLISH_S = 900.0
+TIDY_S = 60.0
+STREAM_S = 10.0
+STREAMS_PER_PEER_MAX = 4
+IDENTIFY_S = 5.0
+KEYS_MAX = 20_000
+"""Of others, that are kept here."""
+KNOWN_MAX = TABLE_MAX
+
+
+class Judge(Protocol):
+    """Whose words count; `admission.py` has the real one."""
+
+    @property
+    def chain(self) -> Chain:
+        """This peer's own chain."""
+        ...
+
+    def is_known(self, peer: PeerId) -> bool:
+        """Tell whether this is a member that we know of."""
+        ...
+
+    def judge_author(self, chain: Chain, author: PeerId) -> Member:
+        """Judge who wrote what another peer may have passed on.
+
+        Raises:
+            NotAdmitted: the chain does not make a member of it now.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class DhtSettings:
+    """How this peer takes part."""
+
+    mesh: MeshId
+    announced: bool = False
+    """Its address was set by hand, so others are meant to dial it."""
+    republish_s: float = REPUBLISH_S
+    publish_every_s: float = PUBLISH_EVERY_S
+
+
+def serves(members: int, *, reachable: bool) -> bool:
+    """Tell whether a peer answers others or only asks.
+
+    Args:
+        members: how many it knows, itself included.
+        reachable: somebody has dialled it, or it announces an address.
+    """
+    return reachable or members <= SMALL_MESH
+
+
+class AdvertRecords(Validator):
+    """Value records: under a member's id its own signed advert, newer ones first."""
+
+    def __init__(self, judge: Judge, mesh: MeshId, now_ms: Callable[[], int]) -> None:
+        self._judge = judge
+        self._mesh = mesh
+        self._now_ms = now_ms
+
+    def validate(self, key: str, value: bytes) -> None:
+        """Refuse what is not the advert of the member that the key names.
+
+        Raises:
+            Malformed, NotAdmitted: saying why.
+        """
+        item, signer = self.read(value)
+        if key != record_key(signer):
+            raise Malformed(f"the advert of {signer} under the key {key[:80]!r}")
+        self._judge.judge_author(item.chain, signer)
+
+    def select(self, key: str, values: list[bytes]) -> int:
+        """Return the index of the newest advert; of equal ones the first."""
+        orders = [self._order(value) for value in values]
+        return orders.index(max(orders))
+
+    def read(self, value: bytes) -> tuple[Item, PeerId]:
+        """Return the advert on its way, and who signed it."""
+        item = decode(value, Item, limit_bytes=RECORD_BYTES_MAX)
+        signed, _ = open_item(item, mesh=self._mesh, now_ms=self._now_ms())
+        return item, signed.signer
+
+    def _order(self, value: bytes) -> tuple[int, int]:
+        try:
+            item = decode(value, Item, limit_bytes=RECORD_BYTES_MAX)
+            signed, _ = open_item(item, mesh=self._mesh, now_ms=self._now_ms())
+        except CoveyError:
+            return (-1, -1)
+        return signed.body.order
+
+
+def record_key(peer: PeerId) -> str:
+    """Return the key of a member's advert: a hash, since the library refuses keys over 50 bytes."""
+    return f"/{NAMESPACE}/{hashlib.blake2b(peer.encode(), digest_size=16).hexdigest()}"
+
+
+class _Kad(KadDHT):
+    """The library's, with bounds on what others may ask and have kept here."""
+
+    def __init__(self, host: Any, judge: Judge, validator: AdvertRecords, mode: DHTMode) -> None:
+        self._streams: dict[Any, int] = {}
+        super().__init__(
+            host,
+            mode,
+            validator=NamespacedValidator({NAMESPACE: validator}, strict_validation=True),
+            validator_changed=True,
+            strict_validation=True,
+        )
+        table: Any = self.routing_table
+        enter = table.add_peer
+
+        async def add_peer(peer: Any, *, skip_server_mode_check: bool = False) -> bool:
+            # Whoever asks is not for that reason someone who answers: the check is never left out.
+            peer_id = peer.peer_id if isinstance(peer, PeerInfo) else peer
+            is_new = not table.peer_in_table(peer_id)
+            if not judge.is_known(PeerId(str(peer_id))) or (is_new and table.size() >= TABLE_MAX):
+                return False
+            entered: bool = await enter(peer)
+            return entered
+
+        table.add_peer = add_peer
+        providers: Any = self.provider_store
+        keep = providers.add_provider
+
+        def add_provider(key: bytes, provider: Any) -> None:
+            is_full = key not in providers.providers and len(providers.providers) >= KEYS_MAX
+            if len(key) == KEY_BYTES and not is_full:
+                keep(key, PeerInfo(provider.peer_id, provider.addrs[:1]))
+
+        providers.add_provider = add_provider
+
+    async def handle_stream(self, stream: Any) -> None:
+        """Serve one stream, for a while, and few at once for one peer."""
+        peer = stream.muxed_conn.peer_id
+        if self._streams.get(peer, 0) >= STREAMS_PER_PEER_MAX:
+            await stream.reset()
+            return
+        self._streams[peer] = self._streams.get(peer, 0) + 1
+        try:
+            with trio.move_on_after(STREAM_S):
+                await super().handle_stream(stream)
+        finally:
+            self._streams[peer] -= 1
+            if not self._streams[peer]:
+                del self._streams[peer]
+        # The library leaves a stream open on some of its ways out.
+        await stream.reset()
+
+
+class Dht:
+    """This peer's part in the DHT. Use `open_dht`."""
+
+    def __init__(
+        self,
+        host: Host,
+        judge: Judge,
+        now_ms: Callable[[], int],
+        settings: DhtSettings,
+        dial: Callable[[PeerId], Awaitable[None]],
+        nursery: trio.Nursery,
+    ) -> None:
+        self._host = host
+        self._judge = judge
+        self._settings = settings
+        self._dial = dial
+        self._nursery: trio.Nursery | None = nursery
+        self._reachable = settings.announced
+        self._members = 1
+        self._keys: dict[bytes, float] = {}
+        """What this peer offers, and when each key is next to be published."""
+        self._poked = trio.Event()
+        self._records = AdvertRecords(judge, settings.mesh, now_ms)
+        mode = DHTMode.SERVER if serves(1, reachable=False) else DHTMode.CLIENT
+        self.library: Any = _Kad(host.libp2p, judge, self._records, mode)
+        host.dht = self.library
+
+    # What this peer offers
+
+    def provide(self, keys: Collection[bytes]) -> None:
+        """Say what this peer offers from now on; published one by one, and again in time."""
+        for key in set(self._keys) - set(keys):
+            del self._keys[key]
+            self.library.provider_store.providers.pop(key, None)
+        for key in sorted(set(keys) - set(self._keys)):
+            self._keys[key] = 0.0
+            own = PeerInfo(self.library.local_peer_id, [Multiaddr("/ip4/127.0.0.1/tcp/1")])
+            # Whoever asks this peer itself is told at once.
+            self.library.provider_store.add_provider(key, own)
+        self._poked.set()
+
+    async def put_advert(self, item: Item) -> None:
+        """Leave this peer's advert with those that are closest to its id."""
+        try:
+            with self._reaching(), trio.move_on_after(3 * STREAM_S):
+                await self.library.put_value(record_key(self._host.me), encode(item))
+        except Exception as error:  # noqa: BLE001  (the library raises several kinds; the advert travels over links, too)
+            log.info("dht.advert_not_put", extra={"why": repr(error)})
+
+    # What others offer
+
+    async def find_providers(self, key: bytes, *, timeout_s: float) -> list[PeerId]:
+        """Return who may offer what has this key: each once, who is named by more peers first.
+
+        Raises:
+            Unavailable: there was nobody to ask.
+        """
+        named: dict[PeerId, int] = {}
+
+        def take(providers: Collection[Any]) -> None:
+            for peer in {PeerId(str(one.peer_id)) for one in providers}:
+                named[peer] = named.get(peer, 0) + 1
+
+        async def ask(peer: ID) -> list[ID]:
+            store = self.library.provider_store
+            providers, closer = await store._get_providers_from_peer_with_closers(peer, key)
+            take(providers[: REPLICAS * 4])
+            found: list[ID] = closer
+            return found
+
+        take(self.library.provider_store.get_providers(key))
+        with trio.move_on_after(timeout_s):
+            await self._walk(key, ask)
+        named.pop(self._host.me, None)
+        return sorted(named, key=lambda peer: (-named[peer], peer))
+
+    async def find_advert(self, peer: PeerId, *, timeout_s: float) -> Item | None:
+        """Return a member's advert as it left it in the DHT; None if nobody has it."""
+        value: bytes | None = None
+        try:
+            with self._reaching(), trio.move_on_after(timeout_s):
+                value = await self.library.get_value(record_key(peer))
+            if value is None:
+                return None
+            self._records.validate(record_key(peer), value)
+        except Exception as error:  # noqa: BLE001  (as above; and what is found is not believed)
+            log.info("dht.no_advert", extra={"peer": peer, "why": repr(error)})
+            return None
+        finally:
+            self._forget_strangers()
+        return self._records.read(value)[0]
+
+    # Who is there
+
+    def connected(self, peer: PeerId, *, inbound: bool) -> None:
+        """A member is connected: enter it, if it serves."""
+        self._reachable = self._reachable or inbound
+        if self._nursery is not None:
+            self._nursery.start_soon(self._enter, peer)
+
+    def disconnected(self, peer: PeerId) -> None:
+        """A member is gone: asking it would only cost time."""
+        self.library.routing_table.remove_peer(ID.from_base58(peer))
+
+    def met(self, members: int) -> None:
+        """So many members are known now: the role may change with it."""
+        self._members = members
+        self._poked.set()
+
+    @property
+    def size(self) -> int:
+        """How many peers are in the routing table."""
+        return int(self.library.get_routing_table_size())
+
+    @property
+    def is_server(self) -> bool:
+        """Whether this peer answers others."""
+        return bool(self.library.mode == DHTMode.SERVER)
+
+    def table(self) -> list[tuple[PeerId, tuple[str, ...]]]:
+        """Return the routing table as it may be kept: peers with their addresses."""
+        return [
+            (PeerId(str(one.peer_id)), tuple(str(address) for address in one.addrs))
+            for one in self.library.routing_table.get_peer_infos()
+        ]
+
+    async def restore(self, known: Sequence[tuple[PeerId, Sequence[str]]]) -> None:
+        """Take up a table that was kept; nobody is dialled."""
+        for peer, addresses in known[:KNOWN_MAX]:
+            try:
+                listed = [Multiaddr(address) for address in addresses]
+                await self.library.routing_table.add_peer(PeerInfo(ID.from_base58(peer), listed))
+            except Exception as error:  # noqa: BLE001  (each part of the library has its own)
+                log.info("dht.not_restored", extra={"peer": peer, "why": repr(error)})
+
+    async def serve(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Publish, and tidy up, until cancelled."""
+        task_status.started()
+        tidy_at = trio.current_time() + TIDY_S
+        while True:
+            with trio.move_on_at(min(tidy_at, self._publish_at())):
+                await self._poked.wait()
+            self._poked = trio.Event()
+            await self._judge_role()
+            now = trio.current_time()
+            if now >= tidy_at:
+                self.library.provider_store.cleanup_expired()
+                self.library.value_store.cleanup_expired()
+                self._forget_strangers()
+                tidy_at = now + TIDY_S
+            if now >= self._publish_at():
+                await self._publish(min(self._keys, key=lambda key: self._keys[key]))
+                # A pause, whatever happens meanwhile: others count what one peer tells them.
+                await trio.sleep(self._settings.publish_every_s)
+
+    def close(self) -> None:
+        """Serve nobody from now on."""
+        self._nursery = None
+        self._host.dht = None
+        self._host.libp2p.remove_stream_handler(DHT_PROTOCOL)
+
+    # The inside
+
+    def _publish_at(self) -> float:
+        return min(self._keys.values(), default=float("inf")) if self.size else float("inf")
+
+    async def _publish(self, key: bytes) -> None:
+        """Tell those closest to a key that this peer offers what has it."""
+        self._keys[key] = trio.current_time() + self._settings.republish_s
+
+        async def ask(peer: ID) -> list[ID]:
+            found: list[ID] = await self.library.peer_routing._query_peer_for_closest(peer, key)
+            return found
+
+        closest: list[ID] = self.library.routing_table.find_local_closest_peers(key, REPLICAS)
+        if self._members > self.size + 1:
+            # Not everyone is in the table: who is closest must be asked for.
+            with trio.move_on_after(STREAM_S):
+                closest = (await self._walk(key, ask))[:REPLICAS]
+        with self._reaching():
+            for peer in closest:
+                with trio.move_on_after(STREAM_S):
+                    await self.library.provider_store._send_add_provider(peer, key)
+        self._forget_strangers()
+
+    async def _walk(self, key: bytes, ask: Callable[[ID], Awaitable[list[ID]]]) -> list[ID]:
+        """Ask ever closer peers, until the closest have been asked; returns them, closest first.
+
+        Raises:
+            Unavailable: there was nobody to ask.
+        """
+        me = self.library.local_peer_id
+        near: list[ID] = self.library.routing_table.find_local_closest_peers(key, ASKED_MAX)
+        if not near:
+            raise Unavailable("nobody is in the DHT yet")
+        asked: set[ID] = set()
+        answered: set[ID] = set()
+        limit = trio.CapacityLimiter(AT_ONCE)
+
+        async def ask_one(peer: ID) -> None:
+            async with limit:
+                closer = await ask(peer)
+            answered.add(peer)
+            for one in closer[:ASKED_MAX]:
+                if one != me and one not in near and self._judge.is_known(PeerId(str(one))):
+                    near.append(one)
+
+        try:
+            with self._reaching():
+                while len(asked) < ASKED_MAX:
+                    near = sort_peer_ids_by_distance(key, near)
+                    due = [one for one in near[:REPLICAS] if one not in asked][:AT_ONCE]
+                    if not due:
+                        break
+                    asked.update(due)
+                    async with trio.open_nursery() as nursery:
+                        for peer in due:
+                            nursery.start_soon(ask_one, peer)
+        finally:
+            self._forget_strangers()
+        return [one for one in near if one in answered]
+
+    @contextmanager
+    def _reaching(self) -> Generator[None]:
+        """Let the library dial members that it is to ask."""
+        token = reach.set(self._dial)
+        try:
+            yield
+        finally:
+            reach.reset(token)
+
+    async def _enter(self, peer: PeerId) -> None:
+        """Enter a connected peer once it has said which protocols it speaks."""
+        peer_id = ID.from_base58(peer)
+        store = self._host.libp2p.get_peerstore()
+        spoken: list[str] = []
+        with trio.move_on_after(IDENTIFY_S):
+            while not spoken:
+                await trio.sleep(0.05)
+                try:
+                    spoken = list(store.get_protocols(peer_id))
+                except Exception:  # noqa: BLE001  (raised for who is not known yet)
+                    spoken = []
+        visit = self._host.gate.open_visit(peer)
+        if str(DHT_PROTOCOL) not in spoken or visit is None:
+            return
+        was_empty = not self.size
+        address = Multiaddr(visit.address)
+        await self.library.routing_table.add_peer(PeerInfo(peer_id, [address]))
+        if was_empty:
+            self._poked.set()
+
+    async def _judge_role(self) -> None:
+        mode = (
+            DHTMode.SERVER if serves(self._members, reachable=self._reachable) else DHTMode.CLIENT
+        )
+        if mode != self.library.mode:
+            log.info("dht.role", extra={"role": mode.value.lower()})
+            kept = self.table()
+            await self.library.switch_mode(mode)
+            # The library empties the table of who only asks; without it, it could ask nobody.
+            await self.restore(kept)
+
+    def _forget_strangers(self) -> None:
+        """Answers name whom they like, and the library remembers all of it."""
+        store = self._host.libp2p.get_peerstore()
+        here = {visit.peer for visit in self._host.gate.visits()}
+        for peer_id in list(store.peer_ids()):
+            peer = PeerId(str(peer_id))
+            if peer == self._host.me or peer in here or self._judge.is_known(peer):
+                continue
+            for clear in (store.clear_addrs, store.clear_protocol_data, store.clear_peerdata):
+                try:
+                    clear(peer_id)
+                except Exception as error:  # noqa: BLE001  (each raises its own for who is not there)
+                    log.debug("peerstore.not_cleared", extra={"why": str(error)})
+
+
+@asynccontextmanager
+async def open_dht(
+    host: Host,
+    judge: Judge,
+    now_ms: Callable[[], int],
+    settings: DhtSettings,
+    *,
+    dial: Callable[[PeerId], Awaitable[None]],
+    known: Sequence[tuple[PeerId, Sequence[str]]] = (),
+) -> AsyncGenerator[Dht]:
+    """Take part in the DHT for as long as the block lasts; open it before anyone is dialled.
+
+    Args:
+        host: this peer's host.
+        judge: whose words count.
+        now_ms: reads the wall clock.
+        settings: how to take part.
+        dial: returns once a member is connected; refuses strangers.
+        known: the routing table as it was kept.
+    """
+    async with trio.open_nursery() as nursery:
+        dht = Dht(host, judge, now_ms, settings, dial, nursery)
+        try:
+            await dht.restore(known)
+            await nursery.start(dht.serve)
+            yield dht
+        finally:
+            dht.close()
+            nursery.cancel_scope.cancel()
