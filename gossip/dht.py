@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import trio
+from libp2p.identity.identify_push.identify_push import push_identify_to_peers
 from libp2p.kad_dht.kad_dht import DHTMode, KadDHT
 from libp2p.kad_dht.utils import sort_peer_ids_by_distance
 from libp2p.peer.id import ID
@@ -40,6 +41,8 @@ NAMESPACE = "covey"
 RECORD_BYTES_MAX = 32 * KIB
 # In a mesh of so many everybody is close to every key: all serve, whoever can be dialled.
 SMALL_MESH = 20
+# In a larger one, who was dialled by nobody in this time cannot be.
+PROBATION_S = 600.0
 TABLE_MAX = 64
 REPLICAS = 8
 AT_ONCE = 4
@@ -91,14 +94,15 @@ class DhtSettings:
     publish_every_s: float = PUBLISH_EVERY_S
 
 
-def serves(members: int, *, reachable: bool) -> bool:
+def serves(members: int, *, reachable: bool, up_s: float) -> bool:
     """Tell whether a peer answers others or only asks.
 
     Args:
         members: how many it knows, itself included.
         reachable: somebody has dialled it, or it announces an address.
+        up_s: for how long it has been there to be dialled, in seconds.
     """
-    return reachable or members <= SMALL_MESH
+    return reachable or members <= SMALL_MESH or up_s < PROBATION_S
 
 
 class AdvertRecords(Validator):
@@ -216,13 +220,13 @@ class Dht:
         self._dial = dial
         self._nursery: trio.Nursery | None = nursery
         self._reachable = settings.announced
+        self._since = trio.current_time()
         self._members = 1
         self._keys: dict[bytes, float] = {}
         """What this peer offers, and when each key is next to be published."""
         self._poked = trio.Event()
         self._records = AdvertRecords(judge, settings.mesh, now_ms)
-        mode = DHTMode.SERVER if serves(1, reachable=False) else DHTMode.CLIENT
-        self.library: Any = _Kad(host.libp2p, judge, self._records, mode)
+        self.library: Any = _Kad(host.libp2p, judge, self._records, DHTMode.SERVER)
         host.dht = self.library
 
     # What this peer offers
@@ -294,7 +298,9 @@ class Dht:
 
     def connected(self, peer: PeerId, *, inbound: bool) -> None:
         """A member is connected: enter it, if it serves."""
-        self._reachable = self._reachable or inbound
+        if inbound and not self._reachable:
+            self._reachable = True
+            self._poked.set()
         if self._nursery is not None:
             self._nursery.start_soon(self._enter, peer)
 
@@ -347,6 +353,7 @@ class Dht:
                 self.library.provider_store.cleanup_expired()
                 self.library.value_store.cleanup_expired()
                 self._forget_strangers()
+                await self._enter_present()
                 tidy_at = now + TIDY_S
             if now >= self._publish_at():
                 await self._publish(min(self._keys, key=lambda key: self._keys[key]))
@@ -442,24 +449,37 @@ class Dht:
                 except Exception:  # noqa: BLE001  (raised for who is not known yet)
                     spoken = []
         visit = self._host.gate.open_visit(peer)
-        if str(DHT_PROTOCOL) not in spoken or visit is None:
+        if visit is None:
+            return
+        table = self.library.routing_table
+        if str(DHT_PROTOCOL) not in spoken:
+            table.remove_peer(peer_id)
             return
         was_empty = not self.size
-        address = Multiaddr(visit.address)
-        await self.library.routing_table.add_peer(PeerInfo(peer_id, [address]))
+        await table.add_peer(PeerInfo(peer_id, [Multiaddr(visit.address)]))
         if was_empty:
             self._poked.set()
 
+    async def _enter_present(self) -> None:
+        """Look again at who is connected: roles change."""
+        for visit in self._host.gate.visits():
+            if visit.state == "open":
+                await self._enter(visit.peer)
+
     async def _judge_role(self) -> None:
-        mode = (
-            DHTMode.SERVER if serves(self._members, reachable=self._reachable) else DHTMode.CLIENT
-        )
-        if mode != self.library.mode:
-            log.info("dht.role", extra={"role": mode.value.lower()})
-            kept = self.table()
-            await self.library.switch_mode(mode)
-            # The library empties the table of who only asks; without it, it could ask nobody.
-            await self.restore(kept)
+        up_s = trio.current_time() - self._since
+        is_server = serves(self._members, reachable=self._reachable, up_s=up_s)
+        if is_server == self.is_server:
+            return
+        log.info("dht.role", extra={"serves": is_server})
+        kept = self.table()
+        await self.library.switch_mode(DHTMode.SERVER if is_server else DHTMode.CLIENT)
+        # The library empties the table of who only asks; without it, it could ask nobody.
+        await self.restore(kept)
+        # The others have noted which protocols are spoken here.
+        here = {ID.from_base58(one.peer) for one in self._host.gate.visits() if one.state == "open"}
+        with trio.move_on_after(STREAM_S):
+            await push_identify_to_peers(self._host.libp2p, here)
 
     def _forget_strangers(self) -> None:
         """Answers name whom they like, and the library remembers all of it."""

@@ -310,12 +310,16 @@ async def test_streams_that_say_nothing_end_and_are_few(monkeypatch: pytest.Monk
 
 
 def test_everybody_serves_in_a_small_mesh_and_who_can_be_reached_in_a_large_one() -> None:
-    assert serves(20, reachable=False)
-    assert not serves(21, reachable=False)
-    assert serves(1000, reachable=True)
+    assert serves(20, reachable=False, up_s=1e6)
+    assert not serves(21, reachable=False, up_s=600)
+    assert serves(21, reachable=False, up_s=599), "somebody may yet dial it"
+    assert serves(1000, reachable=True, up_s=1e6)
 
 
-async def test_who_only_asks_is_in_nobodys_table_and_still_finds() -> None:
+async def test_who_only_asks_is_in_nobodys_table_and_still_finds(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "PROBATION_S", 0.0)
     async with town_of(ALICE, BOB) as town:
         town.dht(ALICE).met(1000)
         await until(lambda: not town.dht(ALICE).is_server)
@@ -324,6 +328,13 @@ async def test_who_only_asks_is_in_nobodys_table_and_still_finds() -> None:
         town.dht(BOB).provide([CHAT])
         assert await found(town.dht(ALICE)) == [BOB.peer_id]
         assert not is_in_table(town.dht(BOB), ALICE)
+        # Once somebody has dialled it, it serves, and says so to those that are there.
+        town.dht(ALICE).connected(BOB.peer_id, inbound=True)
+        await until(lambda: town.dht(ALICE).is_server)
+        store = town.peers[BOB.peer_id].host.libp2p.get_peerstore()
+        await until(lambda: str(DHT_PROTOCOL) in store.get_protocols(id_of(ALICE.peer_id)))
+        await town.dht(BOB)._enter_present()
+        assert is_in_table(town.dht(BOB), ALICE)
 
 
 async def test_only_the_private_protocol_is_spoken_and_nothing_refreshes_by_itself() -> None:
