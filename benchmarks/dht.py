@@ -159,8 +159,8 @@ async def _measure(count: int) -> dict[str, float]:
         cold: list[float] = []
         warm: list[float] = []
         turn: list[float] = []
-        for n in range(5):
-            key = provider_key(MESH, "data", f"source-{n}")
+        keys = [provider_key(MESH, "data", f"source-{n}") for n in range(5)]
+        for key in keys:
             town.dhts[last].provide([key])
             await _kept(town, key, last)
             cold.append(await _timed(lambda key=key: _find(town, first, key, last)))
@@ -170,7 +170,7 @@ async def _measure(count: int) -> dict[str, float]:
         if count > 3:
             await town.leave(town.ids[count // 2])
         await town.leave(last)
-        stale = [await _timed(lambda key=key: _find(town, first, key, last)) for _ in range(3)]
+        stale = [await _timed(lambda: _find(town, first, keys[-1], last)) for _ in range(3)]
         return {
             "cold_ms": median(cold),
             "warm_ms": median(warm),

@@ -313,6 +313,12 @@ class Dht:
         self._members = members
         self._poked.set()
 
+    async def look_again(self) -> None:
+        """Look again at who is connected: roles change."""
+        for visit in self._host.gate.visits():
+            if visit.state == "open":
+                await self._enter(visit.peer)
+
     @property
     def size(self) -> int:
         """How many peers are in the routing table."""
@@ -353,7 +359,7 @@ class Dht:
                 self.library.provider_store.cleanup_expired()
                 self.library.value_store.cleanup_expired()
                 self._forget_strangers()
-                await self._enter_present()
+                await self.look_again()
                 tidy_at = now + TIDY_S
             if now >= self._publish_at():
                 await self._publish(min(self._keys, key=lambda key: self._keys[key]))
@@ -459,12 +465,6 @@ class Dht:
         await table.add_peer(PeerInfo(peer_id, [Multiaddr(visit.address)]))
         if was_empty:
             self._poked.set()
-
-    async def _enter_present(self) -> None:
-        """Look again at who is connected: roles change."""
-        for visit in self._host.gate.visits():
-            if visit.state == "open":
-                await self._enter(visit.peer)
 
     async def _judge_role(self) -> None:
         up_s = trio.current_time() - self._since

@@ -113,7 +113,9 @@ def tell(story: Story, mesh: LocalMesh, log: MachineLog) -> None:
     story.say(f"  data: {log.what} of this machine, {log.path.stat().st_size:,} bytes")
     gateway, archive, bench = found_and_join(story, mesh, log)
     introduce(story, gateway)
-    work_next_to_the_data(story, gateway, archive, bench, log)
+    work_next_to_the_data(story, gateway, archive, log)
+    ask_both_engines(story, gateway, archive, bench)
+    keep_to_oneself(story, gateway, bench)
     lose_a_peer(story, gateway, [archive, bench])
     count_the_bytes(story, gateway, archive, log)
     story.facts["elapsed_s"] = round(story.elapsed_s, 1)
@@ -139,8 +141,11 @@ def found_and_join(
             f"machine-log={log.path}",
             inviter=gateway,
         )
-    with story.timed("bench: joins likewise; it owns nothing but a model"):
-        bench = mesh.join("bench", "--label", "role=worker", inviter=gateway)
+    with story.timed(
+        "bench: joins likewise; it owns nothing but a model, and runs it on ctransformers"
+    ):
+        engine = ("--engine", "ctransformers")
+        bench = mesh.join("bench", "--label", "role=worker", *engine, inviter=gateway)
     with story.timed("archive and bench: models in place, digests checked"):
         for peer in (archive, bench):
             peer.covey("models", "pull", timeout_s=600)
@@ -179,7 +184,7 @@ def introduce(story: Story, gateway: LocalPeer) -> None:
 
 
 def work_next_to_the_data(
-    story: Story, gateway: LocalPeer, archive: LocalPeer, bench: LocalPeer, log: MachineLog
+    story: Story, gateway: LocalPeer, archive: LocalPeer, log: MachineLog
 ) -> None:
     story.chapter("3. Tasks go to the data; only answers come back (asked on the gateway)")
     client = gateway.client
@@ -257,8 +262,58 @@ def _show(story: Story, what: str, task: TaskView) -> None:
     )
 
 
+def ask_both_engines(
+    story: Story, gateway: LocalPeer, archive: LocalPeer, bench: LocalPeer
+) -> None:
+    story.chapter("4. Two engines, one question (asked on the gateway)")
+    facts: list[dict[str, Any]] = []
+    for peer in (archive, bench):
+        models = {one.name: one.engine for one in peer.client.models()}
+        asked = {"prompt": QUESTION, "max_tokens": 60}
+        # Its first answer waits for the model to load: this is about the second.
+        gateway.client.run("chat", {"prompt": "Hello", "max_tokens": 4}, peer=peer.name, wait_s=120)
+        with story.timed(f"{peer.name} is asked"):
+            answer = gateway.client.run("chat", asked, peer=peer.name, wait_s=120)
+        result = _result(answer)
+        used = answer.model_used or ""
+        story.say(
+            f"    on [bold]{models[used]}[/], model {used}, {(answer.run_ms or 0) / 1000:.2f} s: "
+            f"{escape(result['text'].strip())}"
+        )
+        facts.append({"peer": peer.name, "engine": models[used], "model": used})
+    if {one["engine"] for one in facts} != {"llama.cpp", "ctransformers"}:
+        raise SystemExit(f"one of the engines did not answer: {facts}")
+    story.facts["engines"] = facts
+
+
+def keep_to_oneself(story: Story, gateway: LocalPeer, bench: LocalPeer) -> None:
+    story.chapter(
+        "5. A peer that tells nobody what it offers, and is found by who knows what to ask for"
+    )
+    file = bench.home / "config.toml"
+    label = '[labels]\n"press" = "7"\n'
+    quiet = '\n[discovery]\nadvert = "addresses"\n'
+    file.write_text(file.read_text().replace("[labels]\n", label, 1) + quiet)
+    with story.timed("bench: a new label, press=7, and its advert says only where it is"):
+        bench.stop()
+        bench.start()
+        wait_until(lambda: _up(gateway) == 2, "bench is back", timeout_s=30)
+    told = next(one for one in gateway.client.peers() if one.name == "bench")
+    story.say(
+        f"  the gateway is told of bench: labels {dict(told.labels)}, skills {list(told.skills)}"
+    )
+    asked = {"prompt": "Say hello.", "max_tokens": 8}
+    with story.timed("the gateway looks for press=7"):
+        found = gateway.client.run("chat", asked, labels={"press": "7"}, wait_s=120)
+    _result(found)
+    _show(story, "chat", found)
+    if found.peer_name != "bench" or found.way not in ("dht", "bid"):
+        raise SystemExit(f"it was not found as it should be: {found}")
+    story.facts["found_by"] = found.way
+
+
 def lose_a_peer(story: Story, gateway: LocalPeer, workers: list[LocalPeer]) -> None:
-    story.chapter("4. A peer is killed in the middle of its work (SIGKILL)")
+    story.chapter("6. A peer is killed in the middle of its work (SIGKILL)")
     client: Client = gateway.client
     task = client.submit(
         "chat", {"prompt": LONG_QUESTION, "max_tokens": 160}, labels={"role": "worker"}
@@ -296,7 +351,7 @@ def _running(client: Client, task_id: str) -> TaskView | None:
 
 
 def count_the_bytes(story: Story, gateway: LocalPeer, archive: LocalPeer, log: MachineLog) -> None:
-    story.chapter("5. What crossed the mesh, and what stayed")
+    story.chapter("7. What crossed the mesh, and what stayed")
     here = gateway.client.status().traffic
     # The archive counts since its last start, which the kill above may have moved: count a fresh task.
     before = archive.client.status().traffic

@@ -333,7 +333,7 @@ async def test_who_only_asks_is_in_nobodys_table_and_still_finds(
         await until(lambda: town.dht(ALICE).is_server)
         store = town.peers[BOB.peer_id].host.libp2p.get_peerstore()
         await until(lambda: str(DHT_PROTOCOL) in store.get_protocols(id_of(ALICE.peer_id)))
-        await town.dht(BOB)._enter_present()
+        await town.dht(BOB).look_again()
         assert is_in_table(town.dht(BOB), ALICE)
 
 
