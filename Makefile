@@ -28,8 +28,9 @@ $(STAMP): requirements.lock pyproject.toml
 	@touch $@
 	@echo "==> installed: $$($(BIN)/covey version)"
 
-models: $(STAMP) ## Fetch the default models once into the cache that all homes share (190 MB)
+models: $(STAMP) ## Fetch the models once into the cache that all homes share (190 MB to fetch, 250 MB to keep)
 	@$(BIN)/covey models pull --cache-only
+	@$(BIN)/covey models pull --cache-only smollm2-135m-instruct-ct
 
 demo: models ## Three real peers on this machine, a real model, one command
 	@$(BIN)/python examples/demo $(DEMO_ARGS)

@@ -11,7 +11,9 @@ import sys
 from pathlib import Path
 
 from bids import bench_bids
+from dht import bench_dht
 from echo import bench_echo
+from engines import bench_engines
 from idle import bench_idle
 from measure import Report
 from thinking import bench_thinking
@@ -20,7 +22,9 @@ from thinking import bench_thinking
 def main() -> int:
     parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
     parser.add_argument("--json", metavar="FILE", type=Path, help="also write the figures")
-    parser.add_argument("--only", choices=["echo", "bids", "thinking", "idle"], help="one part")
+    parser.add_argument(
+        "--only", choices=["echo", "bids", "dht", "thinking", "engines", "idle"], help="one part"
+    )
     parser.add_argument("--quick", action="store_true", help="fewer repetitions")
     options = parser.parse_args()
     report = Report()
@@ -33,8 +37,12 @@ def main() -> int:
         bench_echo(report, count=80 if quick else 400, seconds=3 if quick else 10)
     if options.only in (None, "bids"):
         bench_bids(report, rounds=4 if quick else 12)
+    if options.only in (None, "dht"):
+        bench_dht(report, sizes=(3, 10) if quick else (3, 10, 30))
     if options.only in (None, "thinking"):
         bench_thinking(report, rounds=2 if quick else 6)
+    if options.only in (None, "engines"):
+        bench_engines(report, rounds=2 if quick else 6)
     if options.only in (None, "idle"):
         bench_idle(report, seconds=5 if quick else 20)
     judged = [row for row in report.rows if row.met is not None]

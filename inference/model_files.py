@@ -7,7 +7,9 @@ use a worker thread.
 """
 
 import hashlib
+import importlib.util
 import os
+import platform
 import shutil
 import stat as stat_module
 import threading
@@ -18,7 +20,8 @@ import msgspec
 import psutil
 
 from .catalogue import known_by_digest
-from .engine import ModelInfo
+from .engine import AUTO, CTRANSFORMERS, ModelInfo
+from .engine_choice import choose, missing_here, needs_conversion, rank
 from .errors import BadModel
 from .gguf_header import Header, probe
 
@@ -38,6 +41,10 @@ class ModelFile:
     header: Header
     changed_ns: int
     """When it was changed last, as it was probed: what is changed since is not loaded."""
+    overruled: str = ""
+    """Why the preferred engine does not run it, if it does not."""
+    converted_from: str = ""
+    """SHA-256 of the file that it was made from when it was added."""
 
     def check_unchanged(self) -> None:
         """See that the file is still the one that was checked.
@@ -64,45 +71,81 @@ class Note(msgspec.Struct, frozen=True, kw_only=True):
     changed_ns: int
     licence: str
     source: str
+    converted_from: str = ""
+    """SHA-256 of the file that it was made from when it was added."""
+    engine: str = AUTO
+    """Preferred for this model, whatever is preferred for all."""
 
 
-def list_models(folder: Path) -> tuple[list[ModelFile], dict[str, str]]:
-    """Return the sound models in `folder`, and why each other file in it is not one, by file name."""
+def list_models(folder: Path, preferred: str = AUTO) -> tuple[list[ModelFile], dict[str, str]]:
+    """Return the sound models in `folder`, each with its engine, those on the preferred one first, and
+    why each other file in it is not one, by file name.
+
+    Args:
+        folder: of model files.
+        preferred: an engine, where a file can run on several, or `auto`.
+    """
     found: list[ModelFile] = []
     refused: dict[str, str] = {}
     if not folder.is_dir():
         return found, refused
     for path in sorted(folder.glob(f"*{SUFFIX}")):
         try:
-            found.append(_load(path))
+            found.append(_load(path, preferred))
         except (BadModel, OSError) as error:
             refused[path.name] = str(error)
+    found.sort(key=lambda one: rank(one.info.engine, preferred))
     return found, refused
 
 
 def add_model(
-    source: Path, folder: Path, *, name: str | None = None, link: bool = False, origin: str = ""
+    source: Path,
+    folder: Path,
+    *,
+    name: str | None = None,
+    link: bool = False,
+    origin: str = "",
+    engine: str = AUTO,
+    preferred: str = AUTO,
 ) -> ModelFile:
     """Copy (or, with `link`, hard-link where possible) a model file into `folder`, whole or not at
     all.
 
+    Args:
+        source: a GGUF file.
+        folder: of model files.
+        name: what tasks call it.
+        link: whether the same file may be in both places.
+        origin: where it comes from.
+        engine: preferred for this model; for ctransformers it is converted if it must be.
+        preferred: for all models.
+
     Raises:
-        BadModel: it is not a model; the folder is unchanged.
+        BadModel: it is not a model, or no engine here can run it; the folder is unchanged.
         OSError: it cannot be read, or there is no room.
     """
-    _probe(source)
+    header = _probe(source)
+    converts = engine == CTRANSFORMERS and needs_conversion(header, missing_engines())
+    if not converts:
+        choose(header, missing_engines(), engine)
     if name is not None:
         _check_name(name)
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     _forget_partial(folder)
     temporary = folder / f"{_PARTIAL}{os.getpid()}-{threading.get_ident()}"
+    converted_from = ""
     try:
-        _place(source, temporary, link=link)
+        if converts:
+            converted_from = _convert(source, temporary)
+        else:
+            _place(source, temporary, link=link)
         # What was placed is judged, not the source: that may have changed meanwhile.
         header = _probe(temporary)
+        choose(header, missing_engines(), engine)
         digest = digest_of(temporary)
         known = known_by_digest(digest)
-        wanted = name or (known.name if known else source.stem.lower())
+        usual = source.stem.lower() + ("-ct" if converts else "")
+        wanted = name or (known.name if known else usual)
         _check_name(wanted)
         target = folder / f"{wanted}{SUFFIX}"
         # A crash between these leaves a file without a note, never one with another file's.
@@ -117,9 +160,11 @@ def add_model(
         changed_ns=stat.st_mtime_ns,
         licence=known.licence if known else header.licence or "unknown",
         source=origin or str(source),
+        converted_from=converted_from,
+        engine=engine,
     )
     _write_note(target, note)
-    return _model_file(target, header, note)
+    return _model_file(target, header, note, preferred)
 
 
 def remove_model(name: str, folder: Path) -> bool:
@@ -141,7 +186,13 @@ def digest_of(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _load(path: Path) -> ModelFile:
+def missing_engines() -> dict[str, str]:
+    """Return the engines that cannot run on this device whatever the file, and why."""
+    has_ctransformers = importlib.util.find_spec("ctransformers") is not None
+    return missing_here(platform.machine(), has_ctransformers=has_ctransformers)
+
+
+def _load(path: Path, preferred: str) -> ModelFile:
     if not _is_name(path.stem):
         raise BadModel(f"{path.stem!r} is no name for a model; rename the file: {_NAME_RULE}")
     # Before anything is read: what changes from here on is seen to have changed.
@@ -155,20 +206,19 @@ def _load(path: Path) -> ModelFile:
                 "its content is not what was added; remove it and add it again: "
                 f"covey models rm {path.stem}"
             )
-        known = known_by_digest(digest)
-        licence = known.licence if known else header.licence or "unknown"
-        note = Note(
-            digest=digest,
-            size_bytes=stat.st_size,
-            changed_ns=stat.st_mtime_ns,
-            licence=licence,
-            source="found",
-        )
+        if note is None:
+            known = known_by_digest(digest)
+            licence = known.licence if known else header.licence or "unknown"
+            note = Note(digest=digest, size_bytes=0, changed_ns=0, licence=licence, source="found")
+        # One that was only touched keeps what was chosen for it.
+        note = msgspec.structs.replace(note, size_bytes=stat.st_size, changed_ns=stat.st_mtime_ns)
         _write_note(path, note)
-    return _model_file(path, header, note)
+    return _model_file(path, header, note, preferred)
 
 
-def _model_file(path: Path, header: Header, note: Note) -> ModelFile:
+def _model_file(path: Path, header: Header, note: Note, preferred: str) -> ModelFile:
+    wanted = preferred if note.engine == AUTO else note.engine
+    chosen = choose(header, missing_engines(), wanted)
     info = ModelInfo(
         name=path.stem,
         role="embedding" if header.is_embedding else "text",
@@ -177,8 +227,10 @@ def _model_file(path: Path, header: Header, note: Note) -> ModelFile:
         licence=note.licence,
         context_tokens=header.context_tokens,
         architecture=header.architecture,
+        engine=chosen.engine,
     )
-    return ModelFile(info, path, header, note.changed_ns)
+    overruled = chosen.overruled(wanted)
+    return ModelFile(info, path, header, note.changed_ns, overruled, note.converted_from)
 
 
 def _stat(path: Path) -> os.stat_result:
@@ -215,10 +267,19 @@ def _place(source: Path, target: Path, *, link: bool) -> None:
         os.fsync(writer.fileno())
 
 
+def _convert(source: Path, target: Path) -> str:
+    """Make a file for ctransformers at `target`; return the SHA-256 of what it was made from."""
+    # Imports numpy, which the daemon never needs.
+    from .convert_llama import convert
+
+    return convert(source, target)
+
+
 def _forget_partial(folder: Path) -> None:
     """Remove what a killed process had begun to add."""
-    for left in folder.glob(f"{_PARTIAL}*"):
-        maker = left.name.removeprefix(_PARTIAL).split("-")[0]
+    # A conversion puts a dot in front, and an ending behind.
+    for left in [*folder.glob(f"{_PARTIAL}*"), *folder.glob(f".{_PARTIAL}*")]:
+        maker = left.name.lstrip(".").removeprefix(_PARTIAL.lstrip(".")).split("-")[0]
         if not maker.isdecimal() or not psutil.pid_exists(int(maker)):
             left.unlink(missing_ok=True)
 

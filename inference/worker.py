@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable
 from typing import BinaryIO
 
-from .engine import Engine, LoadSpec
+from .engine import CTRANSFORMERS, LLAMA_CPP, Engine, LoadSpec
 from .errors import ModelError
 from .syscall_filter import PROGRAMS, SOCKETS, deny
 from .worker_protocol import (
@@ -101,14 +101,18 @@ class Worker:
 
     def _load(self, message: Load) -> FromWorker:
         began = time.perf_counter()
+        if message.engine != LLAMA_CPP:
+            deny(SOCKETS)
         self._engine = make_engine(message.engine, message.spec)
-        # Not before: llama.cpp does not load without opening a socket.
-        deny(SOCKETS)
+        if message.engine == LLAMA_CPP:
+            # Not before: it does not load without opening a socket.
+            deny(SOCKETS)
         return Ready(time.perf_counter() - began)
 
     def _generate(self, message: Generate) -> FromWorker:
         def on_piece(text: str) -> bool:
-            self._send(Piece(message.id, text))
+            if text:
+                self._send(Piece(message.id, text))
             return message.id in self._cancelled
 
         return Written(message.id, self._loaded().generate(message.request, on_piece))
@@ -135,6 +139,10 @@ def make_engine(name: str, spec: LoadSpec) -> Engine:
         from .echo_engine import EchoEngine
 
         return EchoEngine(spec)
+    if name == CTRANSFORMERS:
+        from .ctransformers_engine import CTransformersEngine
+
+        return CTransformersEngine(spec)
     from .llamacpp_engine import LlamaCppEngine
 
     return LlamaCppEngine(spec)

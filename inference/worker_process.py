@@ -22,7 +22,7 @@ import psutil
 import trio
 
 from . import errors
-from .engine import LoadSpec
+from .engine import CTRANSFORMERS, LoadSpec
 from .errors import Busy, ModelError, OutOfMemory, WorkerDied
 from .model_files import ModelFile
 from .supervision import GRACE_S, PING_S, is_hung
@@ -52,6 +52,8 @@ REAP_S = 10.0
 OVERHEAD_BYTES = 600 * MIB
 # An encoder works on a text whole; beyond this it takes memory and seconds that no one can cut short.
 EMBED_TOKENS_MAX = 512
+# For each core of a large machine numpy would set aside address space, which is limited here.
+NUMPY_THREADS = {"OPENBLAS_NUM_THREADS": "1"}
 # A worker's folder for temporary files: this, the daemon's process id, and chance.
 _FOLDER = "covey-worker-"
 
@@ -70,18 +72,29 @@ class PoolSettings:
     """Over all slots of a text model."""
     idle_s: float = 600.0
     """A worker that nobody asked for so long is ended, and its memory is free again."""
-    engine: str = "llama.cpp"
+    engine: str | None = None
+    """Runs every model instead of its own engine; for tests."""
     ping_s: float = PING_S
     """How often a worker must show that it lives; four missed, and it is ended."""
     grace_s: float = GRACE_S
     """How long a request may go on after its deadline before its worker is taken for hung."""
 
 
+def slot_count(file: ModelFile, settings: PoolSettings) -> int:
+    """Return how many requests a model works on at once: ctransformers holds one sequence."""
+    return 1 if _engine(file, settings) == CTRANSFORMERS else settings.slots
+
+
 def slot_tokens(file: ModelFile, settings: PoolSettings) -> int:
     """Return how many tokens one request may have, answer included."""
     if file.info.role == "embedding":
         return min(file.header.context_tokens, EMBED_TOKENS_MAX)
-    return max(1, min(settings.context_tokens, file.header.context_tokens) // settings.slots)
+    whole = min(settings.context_tokens, file.header.context_tokens)
+    return max(1, whole // slot_count(file, settings))
+
+
+def _engine(file: ModelFile, settings: PoolSettings) -> str:
+    return settings.engine or file.info.engine
 
 
 class Request:
@@ -178,7 +191,7 @@ class WorkerProcess:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
-                env={**os.environ, "TMPDIR": str(self._folder)},
+                env={**os.environ, "TMPDIR": str(self._folder), **NUMPY_THREADS},
             )
         except OSError as error:
             for one in opened:
@@ -202,7 +215,7 @@ class WorkerProcess:
         return 2 * (self.file.info.size_bytes + context) + OVERHEAD_BYTES
 
     def _context_tokens(self) -> int:
-        return slot_tokens(self.file, self._settings) * self._settings.slots
+        return slot_tokens(self.file, self._settings) * slot_count(self.file, self._settings)
 
     def give(self, request: Request) -> None:
         """Hand a request over."""
@@ -237,14 +250,14 @@ class WorkerProcess:
             name=self.file.info.name,
             role=self.file.info.role,
             context_tokens=self._context_tokens(),
-            slots=self._settings.slots,
+            slots=slot_count(self.file, self._settings),
             threads=self._settings.threads,
         )
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._write)
                 nursery.start_soon(self._watch)
-                self._send(encode_frame(Load(spec, self._settings.engine)))
+                self._send(encode_frame(Load(spec, _engine(self.file, self._settings))))
                 await self._read()
                 self.is_ending = True
                 # Its pipe ends a moment before it does, and its own end tells more than our signal.

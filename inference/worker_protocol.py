@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from .engine import Completion, GenerateRequest, LoadSpec
+from .engine import LLAMA_CPP, Completion, GenerateRequest, LoadSpec
 
 FRAME_BYTES_MAX = 8 * 1024 * 1024
 _LENGTH_BYTES = 4
@@ -20,7 +20,7 @@ class Load(msgspec.Struct, frozen=True, tag="load"):
     """Daemon: load this model; the first frame, answered by `Ready` or `Failed` with id 0."""
 
     spec: LoadSpec
-    engine: str = "llama.cpp"
+    engine: str = LLAMA_CPP
 
 
 class Generate(msgspec.Struct, frozen=True, tag="generate"):

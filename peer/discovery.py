@@ -148,7 +148,7 @@ class Discovery:
         """Take part for as long as the block lasts; open it before anyone is dialled."""
         circle = self._circle
         wanted = circle.config.discovery
-        async with trio.open_nursery() as nursery, AsyncExitStack() as stack:
+        async with AsyncExitStack() as stack:
             pubsub = None
             if wanted.bids:
                 settings = PubsubSettings((TOPIC,))
@@ -156,15 +156,17 @@ class Discovery:
                 pubsub = await stack.enter_async_context(gossip)
             if wanted.dht:
                 await self._open_dht(host, admission, stack)
-                nursery.start_soon(self._keep_told)
-            await nursery.start(self._seeking.serve, pubsub)
-            try:
-                yield
-            finally:
-                nursery.cancel_scope.cancel()
-                with trio.CancelScope(shield=True), trio.move_on_after(2):
-                    await self._keep_table()
-                self._dht = None
+            async with trio.open_nursery() as nursery:
+                if wanted.dht:
+                    nursery.start_soon(self._keep_told)
+                await nursery.start(self._seeking.serve, pubsub)
+                try:
+                    yield
+                finally:
+                    nursery.cancel_scope.cancel()
+                    with trio.CancelScope(shield=True), trio.move_on_after(2):
+                        await self._keep_table()
+                    self._dht = None
 
     # The DHT
 

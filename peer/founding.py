@@ -18,10 +18,12 @@ from covey.identity.keystore import (
 
 from .clock import Clock, SystemEntropy
 from .config import (
+    ENGINES,
     Api,
     Config,
     DataSource,
     Listen,
+    Models,
     check_name,
     check_zone,
     parse_config,
@@ -49,6 +51,7 @@ def begin(
     zones: Sequence[str] = (),
     labels: Mapping[str, str],
     data: Mapping[str, str],
+    engine: str = ENGINES[0],
     listen: str,
     entropy: SystemEntropy,
     clock: Clock,
@@ -62,6 +65,7 @@ def begin(
         zones: that the founder is in; others are granted theirs by its invites.
         labels: of this peer.
         data: name to file or directory.
+        engine: what runs models where several engines can.
         listen: `ADDRESS` or `ADDRESS:PORT`.
         entropy: for the keys.
         clock: for the certificate.
@@ -92,6 +96,7 @@ def begin(
         data={one: _source(one, place) for one, place in data.items()},
         listen=Listen(address=address, port=port),
         api=Api(port=_another_port(port)),
+        models=Models(engine=engine),
     )
     text = write_config(config)
     # What could not be read back would be found only by the first start.

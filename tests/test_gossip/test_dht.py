@@ -24,7 +24,8 @@ from test_gossip.members import MESH, NOW_MS, chain_of, item_of, key
 
 from covey.gossip import dht as module
 from covey.gossip.advert import Item
-from covey.gossip.dht import Dht, DhtSettings, open_dht, record_key, serves
+from covey.gossip.advert_records import AdvertRecords, record_key
+from covey.gossip.dht import Dht, DhtSettings, open_dht, serves
 from covey.gossip.libp2p_fixes import DHT_PROTOCOL
 from covey.gossip.provider_keys import provider_key
 from covey.identity.certificate import Chain, Member
@@ -370,16 +371,14 @@ def test_a_record_says_nothing_of_a_name_and_is_of_one_mesh_and_kind() -> None:
 
 def test_the_refusal_of_a_judge_is_a_refusal_of_the_record() -> None:
     class Revoking:
-        chain = chain_of(ALICE)
-
         def is_known(self, peer: PeerId) -> bool:
             return bool(peer)
 
         def judge_author(self, chain: Chain, author: PeerId) -> Member:
-            assert chain == self.chain
+            assert chain == chain_of(ALICE)
             raise NotAdmitted("revoked", f"{author} is no member any more")
 
-    records = module.AdvertRecords(Revoking(), MESH, lambda: NOW_MS)
+    records = AdvertRecords(Revoking(), MESH, lambda: NOW_MS)
     with pytest.raises(NotAdmitted, match="no member any more"):
         records.validate(record_key(ALICE.peer_id), encode(item_of(ALICE)))
     assert records.select("", [b"garbage", encode(item_of(ALICE))]) == 1

@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from covey.inference.catalogue import CATALOGUE
 from covey.inference.engine import Completion, GenerateRequest, ModelInfo, Models, Role
 from covey.inference.model_files import add_model
 from covey.inference.pool import open_pool
@@ -109,4 +110,4 @@ async def real_models(folder: Path) -> AsyncGenerator[Models]:
 
 
 def _found(folder: Path) -> list[Path]:
-    return sorted(folder.glob("*.gguf"))
+    return [folder / f"{one.name}-{one.digest[:16]}.gguf" for one in CATALOGUE if one.is_default]

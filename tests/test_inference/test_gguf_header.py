@@ -3,6 +3,7 @@
 import io
 import struct
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -48,9 +49,13 @@ def test_a_sound_header_is_read() -> None:
         kv_heads=2,
         kv_width=32,
         tokenizer="gpt2",
+        pre="",
         vocabulary=3,
         has_chat_template=False,
         tensors=1,
+        tensor_types=frozenset({0}),
+        has_output=False,
+        is_converted=False,
     )
 
 
@@ -198,6 +203,18 @@ def test_a_number_for_each_layer_counts_as_its_greatest() -> None:
     assert probed(gguf(hybrid)).kv_heads == 2
 
 
+def test_what_decides_which_engine_can_run_a_file_is_read() -> None:
+    tensors = [Tensor("token_embd.weight"), Tensor("output.weight", kind=8), Tensor("x", kind=8)]
+    own = ("covey.tokenizer.tokens", ARRAY, (STRING, ["a"]))
+    plain = probed(gguf([*keys(), ("tokenizer.ggml.pre", STRING, "smollm")], tensors))
+    converted = probed(gguf([*keys(), own], tensors))
+
+    assert (plain.pre, plain.is_converted) == ("smollm", False)
+    assert (converted.pre, converted.is_converted) == ("", True)
+    assert plain.tensor_types == {0, 8}
+    assert plain.has_output
+
+
 def test_values_of_a_wrong_type_are_read_as_absent_where_nothing_depends_on_them() -> None:
     odd = probed(
         gguf(
@@ -234,7 +251,7 @@ def test_every_architecture_of_the_format_is_known_or_left_out_on_purpose() -> N
 
 @pytest.mark.model
 def test_the_real_headers_read_right(cached_models: Path) -> None:
-    (text_model,) = cached_models.glob("smollm2-135m-instruct-*.gguf")
+    (text_model,) = cached_models.glob(f"smollm2-135m-instruct-{'?' * 16}.gguf")
     (encoder,) = cached_models.glob("all-minilm-l6-v2-*.gguf")
     with text_model.open("rb") as file:
         smol = probe(file, text_model.stat().st_size)
@@ -254,11 +271,26 @@ def test_the_real_headers_read_right(cached_models: Path) -> None:
         kv_heads=3,
         kv_width=128,
         tokenizer="gpt2",
+        pre="smollm",
         vocabulary=49152,
         has_chat_template=True,
         tensors=272,
+        tensor_types=frozenset({0, 3, 8}),
+        has_output=False,
+        is_converted=False,
     )
     assert smol.kv_bytes_per_token == 23_040
+    (converted,) = cached_models.glob("smollm2-135m-instruct-ct-*.gguf")
+    with converted.open("rb") as file:
+        assert probe(file, converted.stat().st_size) == replace(
+            smol,
+            tokenizer="llama",
+            pre="",
+            has_chat_template=False,
+            tensors=273,
+            has_output=True,
+            is_converted=True,
+        )
     assert not smol.is_embedding
     assert minilm.is_embedding
     assert (minilm.architecture, minilm.context_tokens, minilm.vocabulary) == ("bert", 512, 30522)

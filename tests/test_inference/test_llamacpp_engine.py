@@ -26,7 +26,7 @@ HELLO = GenerateRequest(prompt="Hello", max_tokens=1)
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory, cached_models: Path) -> ModelFile:
-    (path,) = cached_models.glob("smollm2-135m-instruct-*.gguf")
+    (path,) = cached_models.glob(f"smollm2-135m-instruct-{'?' * 16}.gguf")
     return add_model(path, tmp_path_factory.mktemp("models"), link=True)
 
 
@@ -102,7 +102,7 @@ async def test_an_absurd_context_in_the_file_is_clamped(
     cached_models: Path, tmp_path: Path
 ) -> None:
     def absurd_copy() -> ModelFile:
-        (path,) = cached_models.glob("smollm2-135m-instruct-*.gguf")
+        (path,) = cached_models.glob(f"smollm2-135m-instruct-{'?' * 16}.gguf")
         data = bytearray(path.read_bytes())
         at = data.index(b"llama.context_length") + len(b"llama.context_length") + 4
         data[at : at + 4] = b"\xff\xff\xff\x7f"
@@ -124,7 +124,7 @@ async def test_a_sound_header_over_no_weights_is_refused_by_the_engine_and_count
     """What the probe cannot see: tensors that the architecture needs, under other names."""
 
     def misnamed_copy() -> ModelFile:
-        (path,) = cached_models.glob("smollm2-135m-instruct-*.gguf")
+        (path,) = cached_models.glob(f"smollm2-135m-instruct-{'?' * 16}.gguf")
         data = path.read_bytes().replace(b"blk.0.attn_q.weight", b"blk.0.attn_x.weight")
         (tmp_path / "misnamed.gguf").write_bytes(data)
         ((found,), _) = list_models(tmp_path)

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import platform
 import resource
 import subprocess
 import sys
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from test_inference.gguf_files import gguf, keys
+from test_inference.gguf_files import ARRAY, STRING, Tensor, gguf, keys
 
 from covey.inference.errors import BadModel
 from covey.inference.model_files import ModelFile, add_model, digest_of, list_models, remove_model
@@ -226,6 +227,7 @@ def test_what_a_killed_add_left_behind_goes_with_the_next(source: Path, folder: 
     gone.wait()
     folder.mkdir()
     (folder / f".adding-{gone.pid}-1").write_bytes(SOUND)
+    (folder / f"..adding-{gone.pid}-1.converting").write_bytes(SOUND)
     under_way = folder / f".adding-{os.getppid()}-1"
     under_way.write_bytes(SOUND)
 
@@ -251,3 +253,54 @@ def test_a_crash_while_a_model_is_replaced_leaves_no_note_of_another_file(
     monkeypatch.undo()
 
     assert only(folder).info.digest == digest_of(source)
+
+
+RUNS_ON_BOTH = gguf(
+    keys(tokenizer=("tokenizer.ggml.model", STRING, "llama")),
+    [Tensor("token_embd.weight"), Tensor("output.weight")],
+)
+
+
+def test_each_model_has_its_engine_and_those_on_the_preferred_one_come_first(
+    source: Path, folder: Path
+) -> None:
+    add_model(source, folder, name="a-llama-cpp-only")
+    source.write_bytes(RUNS_ON_BOTH)
+    add_model(source, folder, name="b-both")
+    chosen = add_model(source, folder, name="c-chosen", engine="ctransformers")
+    assert (chosen.info.engine, chosen.overruled) == ("ctransformers", "")
+
+    def engines(preferred: str) -> list[tuple[str, str]]:
+        return [(one.info.name, one.info.engine) for one in list_models(folder, preferred)[0]]
+
+    assert engines("auto") == [
+        ("a-llama-cpp-only", "llama.cpp"),
+        ("b-both", "llama.cpp"),
+        ("c-chosen", "ctransformers"),
+    ]
+    assert engines("ctransformers") == [
+        ("b-both", "ctransformers"),
+        ("c-chosen", "ctransformers"),
+        ("a-llama-cpp-only", "llama.cpp"),
+    ]
+    last = list_models(folder, "ctransformers")[0][-1]
+    assert last.overruled.startswith("ctransformers cannot run it: ")
+
+    os.utime(chosen.path, ns=(0, 0))
+    assert ("c-chosen", "ctransformers") in engines("auto")
+
+
+def test_where_ctransformers_has_no_library_its_files_are_refused_with_the_reason(
+    source: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source.write_bytes(RUNS_ON_BOTH)
+    monkeypatch.setattr(platform, "machine", lambda: "aarch64")
+    added = add_model(source, folder, engine="ctransformers")
+    assert added.info.engine == "llama.cpp"
+    assert "it has no library for aarch64" in added.overruled
+
+    own = ("covey.tokenizer.tokens", ARRAY, (STRING, ["a"]))
+    source.write_bytes(gguf(keys(own=own), [Tensor("output.weight")]))
+    with pytest.raises(BadModel, match=r"no engine here can run it: .* no library for aarch64"):
+        add_model(source, folder, name="converted")
+    assert files_in(folder) == {"tiny.gguf", "tiny.json"}

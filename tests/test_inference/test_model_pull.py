@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from test_inference.gguf_files import gguf
+from test_inference.gguf_files import ARRAY, I32, STRING, Key, gguf, keys
 
 from covey.inference.catalogue import KnownModel
 from covey.inference.errors import BadModel
@@ -33,6 +33,17 @@ TINY = KnownModel(
     about="",
 )
 WRONG = "0" * 64
+
+
+def byte_pair_model() -> bytes:
+    """Return a model that is converted for ctransformers."""
+    tables: list[Key] = [
+        ("tokenizer.ggml.pre", STRING, "smollm"),
+        ("tokenizer.ggml.token_type", ARRAY, (I32, [1, 1, 1])),
+        ("tokenizer.ggml.merges", ARRAY, (STRING, ["a b"])),
+    ]
+    tokens: Key = ("tokenizer.ggml.tokens", ARRAY, (STRING, ["a", "b", "ab"]))
+    return gguf([*keys(tokens=tokens), *tables])
 
 
 @pytest.fixture
@@ -170,6 +181,58 @@ def test_what_is_not_what_was_promised_is_not_used_and_leaves_nothing(
         pull(replace(model, download_bytes=1), cache, quiet)
 
     assert why in str(refused.value)
+    assert list(cache.iterdir()) == []
+
+
+SOURCE = byte_pair_model()
+SOURCE_DIGEST = hashlib.sha256(SOURCE).hexdigest()
+MADE = replace(
+    TINY,
+    name="tiny-ct",
+    members=((MEMBER, SOURCE_DIGEST),),
+    converter="covey.inference.convert_llama",
+    digest="e0bbb11387c8225d10708ee302e3b46e6c9dce740fb9524d2a33fba79ed684f9",
+    size_bytes=1280,
+)
+
+
+def test_what_a_model_is_made_from_is_taken_from_the_cache_where_it_is_a_model_itself(
+    index: Path, cache: Path
+) -> None:
+    cache.mkdir()
+    source = cache / f"tiny-{SOURCE_DIGEST[:16]}.gguf"
+    source.write_bytes(SOURCE)
+    told: list[str] = []
+
+    path = pull(MADE, cache, lambda stage, _done, _whole: told.append(stage))
+
+    assert path == cache / f"tiny-ct-{MADE.digest[:16]}.gguf"
+    assert hashlib.sha256(path.read_bytes()).hexdigest() == MADE.digest
+    assert told == ["converting", "checking its digest"]
+    assert source.read_bytes() == SOURCE
+    assert list(index.iterdir()) == []
+    assert set(cache.iterdir()) == {source, path}
+
+
+def test_a_damaged_copy_of_what_a_model_is_made_from_is_not_used_but_fetched(
+    index: Path, cache: Path
+) -> None:
+    cache.mkdir()
+    (cache / f"tiny-{SOURCE_DIGEST[:16]}.gguf").write_bytes(SOURCE[:-1] + b"\x01")
+    with pytest.raises(PullFailed):
+        pull(MADE, cache, quiet)
+
+    publish(index, SOURCE)
+
+    assert hashlib.sha256(pull(MADE, cache, quiet).read_bytes()).hexdigest() == MADE.digest
+
+
+def test_what_cannot_be_converted_says_why(index: Path, cache: Path) -> None:
+    publish(index)
+
+    with pytest.raises(BadModel, match="only byte-pair vocabularies of kind smollm are"):
+        pull(replace(MADE, members=((MEMBER, DIGEST),)), cache, quiet)
+
     assert list(cache.iterdir()) == []
 
 
