@@ -277,9 +277,8 @@ def _convert(source: Path, target: Path) -> str:
 
 def _forget_partial(folder: Path) -> None:
     """Remove what a killed process had begun to add."""
-    # A conversion puts a dot in front, and an ending behind.
-    for left in [*folder.glob(f"{_PARTIAL}*"), *folder.glob(f".{_PARTIAL}*")]:
-        maker = left.name.lstrip(".").removeprefix(_PARTIAL.lstrip(".")).split("-")[0]
+    for left in folder.glob(f"{_PARTIAL}*"):
+        maker = left.name.removeprefix(_PARTIAL).split("-")[0]
         if not maker.isdecimal() or not psutil.pid_exists(int(maker)):
             left.unlink(missing_ok=True)
 

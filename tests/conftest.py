@@ -22,9 +22,7 @@ def cached_models() -> Path:
     """The folder that holds the default models; a test that needs them fails without."""
     cache = model_cache()
     missing = [
-        one.name
-        for one in CATALOGUE
-        if not (cache / f"{one.name}-{one.digest[:16]}.gguf").exists()
+        one.name for one in CATALOGUE if not (cache / f"{one.name}-{one.digest[:16]}.gguf").exists()
     ]
     assert not missing, f"{', '.join(missing)} not in {cache}: run `make models` first"
     return cache
