@@ -227,7 +227,7 @@ def test_what_a_killed_add_left_behind_goes_with_the_next(source: Path, folder: 
     gone.wait()
     folder.mkdir()
     (folder / f".adding-{gone.pid}-1").write_bytes(SOUND)
-    (folder / f"..adding-{gone.pid}-1.converting").write_bytes(SOUND)
+    (folder / f".adding-{gone.pid}-1.converting").write_bytes(SOUND)
     under_way = folder / f".adding-{os.getppid()}-1"
     under_way.write_bytes(SOUND)
 
