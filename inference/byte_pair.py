@@ -36,6 +36,8 @@ _BYTES = {letter: byte for byte, letter in enumerate(LETTERS)}
 _IN_LETTERS = dict(enumerate(LETTERS))
 
 _DIGITS = _regex.compile(r"\p{N}|[^\p{N}]+")
+# Letters and digits that came with Unicode 16 or later are none to llama.cpp of today: a text that has
+# them may be cut otherwise there.
 _WORDS = _regex.compile(
     # The last is for one space before what is none.
     r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"

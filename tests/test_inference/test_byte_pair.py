@@ -120,9 +120,9 @@ def test_what_the_file_says_begins_or_ends_a_text_is_special_whatever_its_type()
 
 
 def test_merges_go_in_the_order_learned_and_from_the_left() -> None:
-    of = tokenizer(
-        tokens=[*LETTERS, "ab", "bc", "aa"], types=[1] * 259, merges=["b c", "a b", "a a"]
-    )
+    # One that is listed again stays where it was first.
+    merges = ["b c", "a b", "a a", "b c"]
+    of = tokenizer(tokens=[*LETTERS, "ab", "bc", "aa"], types=[1] * 259, merges=merges)
     assert [of.encode(text) for text in ("abc", "ab", "aaa")] == [
         [LETTERS.index("a"), 257],
         [256],
@@ -144,6 +144,10 @@ def test_a_special_token_is_no_text() -> None:
 
 def test_a_special_token_without_a_name_is_found_nowhere() -> None:
     assert tokenizer(["", *TOKENS[1:]]).encode("ab", special=True) == [TOKENS.index("ab")]
+
+
+def test_half_a_surrogate_pair_is_a_question_mark() -> None:
+    assert SMALL.encode("a\ud83d") == SMALL.encode("a?")
 
 
 def test_a_word_that_comes_again_is_the_same_tokens_again() -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from test_inference.gguf_files import ARRAY, I32, STRING, Key, gguf, keys
 
-from covey.inference.catalogue import KnownModel
+from covey.inference.catalogue import CATALOGUE, KnownModel
 from covey.inference.errors import BadModel
 from covey.inference.model_pull import PullFailed, pull
 
@@ -194,6 +194,13 @@ MADE = replace(
     digest="e0bbb11387c8225d10708ee302e3b46e6c9dce740fb9524d2a33fba79ed684f9",
     size_bytes=1280,
 )
+
+
+def test_the_models_fetched_when_none_is_named_are_one_for_text_and_one_for_vectors() -> None:
+    assert [one.name for one in CATALOGUE if one.is_default] == [
+        "smollm2-135m-instruct",
+        "all-minilm-l6-v2",
+    ]
 
 
 def test_what_a_model_is_made_from_is_taken_from_the_cache_where_it_is_a_model_itself(

@@ -127,6 +127,10 @@ def test_a_byte_without_a_token_is_the_unknown_one_or_left_out() -> None:
     assert SentencePiece(nothing, [0.0], prefixed=False).encode("a\u00e9a") == [0, 0]
 
 
+def test_half_a_surrogate_pair_is_a_question_mark() -> None:
+    assert SMALL.encode("a\ud83d") == SMALL.encode("a?")
+
+
 def test_one_long_word_takes_no_time_that_grows_with_its_square() -> None:
     started = process_time()
     assert len(SMALL.encode("ab" * 50_000)) > 40_000
