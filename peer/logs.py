@@ -36,9 +36,10 @@ def set_up_logs(level: str) -> None:
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(level.upper())
-    # The library formats whole messages at its debug level, and warns of what the gate does on
-    # purpose.
-    for noisy in ("libp2p", "hypercorn", "multiaddr"):
+    # The library formats whole messages at its debug level, warns of what the gate does on purpose,
+    # and takes a peer that speaks no gossip for an error. What matters of it, its adapters say.
+    logging.getLogger("libp2p").setLevel(logging.CRITICAL)
+    for noisy in ("hypercorn", "multiaddr"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
 
 
