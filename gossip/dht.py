@@ -193,7 +193,7 @@ class Dht:
         """Say what this peer offers from now on; published one by one, and again in time."""
         for key in set(self._keys) - set(keys):
             del self._keys[key]
-            self.library.provider_store.providers.pop(key, None)
+            self.library.provider_store.providers.get(key, {}).pop(self._host.me, None)
         for key in sorted(set(keys) - set(self._keys)):
             self._keys[key] = 0.0
             self._keep_own(key)
@@ -208,7 +208,9 @@ class Dht:
     # What others offer
 
     async def find_providers(self, key: bytes, *, timeout_s: float) -> list[PeerId]:
-        """Return who may offer what has this key: each once, who is named by more peers first.
+        """Return who may offer what has this key, each once: first who is named by most, then the freshest.
+
+        An answer may name anyone: nobody in the list is known to be a member.
 
         Raises:
             Unavailable: there was nobody to ask.

@@ -225,11 +225,10 @@ class Discovery:
         also: set[PeerId] = set()
         if len(named) > HINTS_MAX and len(keys) > 1:
             also = set(await dht.find_providers(keys[1], timeout_s=LOOKUP_S))
-        for peer in named[:HINTS_MAX]:
-            if circle.directory.get(peer) is None:
-                item = await dht.find_advert(peer, timeout_s=LOOKUP_S)
-                if item is not None:
-                    self._learn(item)
+        async with trio.open_nursery() as nursery:
+            for peer in named[:HINTS_MAX]:
+                if circle.directory.get(peer) is None:
+                    nursery.start_soon(self._learn_of, dht, peer)
         linked = circle.links.links()
 
         def worth(peer: PeerId) -> tuple[bool, bool, int]:
@@ -238,6 +237,11 @@ class Discovery:
             return peer in also, peer in linked, issued_ms
 
         return sorted(named, key=worth, reverse=True)[:HINTS_MAX]
+
+    async def _learn_of(self, dht: Dht, peer: PeerId) -> None:
+        item = await dht.find_advert(peer, timeout_s=LOOKUP_S)
+        if item is not None:
+            self._learn(item)
 
     # Links
 

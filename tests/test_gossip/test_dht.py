@@ -7,10 +7,15 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
+import trio
 from libp2p.host.exceptions import StreamFailure
 from libp2p.kad_dht.pb.kademlia_pb2 import Message
+from libp2p.network.stream.exceptions import StreamError
+from libp2p.peer.peerinfo import PeerInfo
 from libp2p.utils.varint import encode_varint_prefixed
+from multiaddr import Multiaddr
 from test_gossip.hosts import (
+    WITHIN_S,
     Peer,
     ask_for,
     dial_plain,
@@ -99,6 +104,19 @@ async def town_of(
         yield town
 
 
+def freeze(peer: Peer) -> None:
+    """Let a peer hear questions from now on and never answer."""
+
+    async def say_nothing(_stream: object) -> None:
+        await trio.sleep_forever()
+
+    peer.host.libp2p.set_stream_handler(DHT_PROTOCOL, say_nothing)
+
+
+def keep_nothing(_key: bytes, _provider: PeerInfo) -> None:
+    """Take no record in."""
+
+
 async def found(dht: Dht, key_: bytes = CHAT) -> list[PeerId]:
     return await dht.find_providers(key_, timeout_s=10)
 
@@ -115,9 +133,11 @@ async def test_what_a_neighbour_offers_is_found() -> None:
 async def test_what_was_withdrawn_is_not_found_at_its_provider() -> None:
     async with town_of(ALICE, BOB) as town:
         town.dht(BOB).provide([CHAT])
+        store = town.dht(BOB).library.provider_store
+        store.add_provider(CHAT, PeerInfo(id_of(CAROL.peer_id), []))
         town.dht(BOB).provide([])
         await town.link(ALICE, BOB)
-        assert await found(town.dht(ALICE)) == []
+        assert await found(town.dht(ALICE)) == [CAROL.peer_id], "of others it still is"
 
 
 async def test_it_is_found_through_others_once_published() -> None:
@@ -168,7 +188,115 @@ async def test_a_dead_peer_in_the_table_delays_but_does_not_hide() -> None:
         assert is_in_table(town.dht(ALICE), CAROL)
         town.dht(BOB).provide([CHAT])
         assert await found(town.dht(ALICE)) == [BOB.peer_id]
-        assert (ALICE.peer_id, CAROL.peer_id) in town.dialled
+        assert town.dialled == [(ALICE.peer_id, CAROL.peer_id)]
+        assert not is_in_table(town.dht(ALICE), CAROL), "and it is not asked again"
+
+
+async def test_a_frozen_peer_holds_up_nobody_else() -> None:
+    """Bob is connected and never answers; dave, who offers it, is known to carol alone."""
+    dave = KEYS[3]
+    async with town_of(ALICE, BOB, CAROL, dave) as town:
+        for one, other in ((ALICE, BOB), (ALICE, CAROL), (CAROL, dave)):
+            await town.link(one, other)
+        freeze(town.peers[BOB.peer_id])
+        town.dht(CAROL).library.provider_store.add_provider = keep_nothing
+        town.dht(dave).provide([CHAT])
+        assert await town.dht(ALICE).find_providers(CHAT, timeout_s=3) == [dave.peer_id]
+
+
+async def test_a_question_that_is_not_answered_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "DHT_QUERY_S", 0.3)
+    async with town_of(ALICE, BOB) as town:
+        await town.link(ALICE, BOB)
+        freeze(town.peers[BOB.peer_id])
+        with trio.fail_after(WITHIN_S):
+            assert await town.dht(ALICE).find_providers(CHAT, timeout_s=600) == []
+            assert await town.dht(ALICE).find_advert(BOB.peer_id, timeout_s=600) is None
+
+
+async def test_what_the_library_raises_ends_neither_a_lookup_nor_the_service(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "RETRY_S", 0.05)
+    async with town_of(ALICE, BOB) as town:
+        store = town.dht(ALICE).library.provider_store
+        publish, failed = store._send_add_provider, trio.Event()
+
+        async def fail(*_: object) -> Any:
+            store._send_add_provider = publish
+            failed.set()
+            raise RuntimeError("broken")
+
+        store._send_add_provider = store._get_providers_from_peer_with_closers = fail
+        town.dht(ALICE).provide([CHAT])
+        await town.link(ALICE, BOB)
+        with trio.fail_after(WITHIN_S):
+            await failed.wait()
+        assert await found(town.dht(ALICE), provider_key(MESH, "skill", "other")) == []
+        kept = town.dht(BOB).library.provider_store
+        await until(lambda: kept.get_providers(CHAT))
+
+
+async def test_of_several_providers_the_freshest_comes_first() -> None:
+    async with town_of(ALICE, BOB) as town:
+        await town.link(ALICE, BOB)
+        store = town.dht(BOB).library.provider_store
+        for first, second in ((CAROL, KEYS[3]), (KEYS[3], CAROL)):
+            for one in (first, second):
+                store.add_provider(CHAT, PeerInfo(id_of(one.peer_id), []))
+            assert await found(town.dht(ALICE)) == [second.peer_id, first.peer_id]
+
+
+async def test_a_record_is_stale_after_an_hour_unless_its_provider_renews_it() -> None:
+    renewing = DhtSettings(MESH, publish_every_s=0.01, republish_s=0.05)
+    async with town_of(ALICE, BOB, settings=renewing) as town:
+        await town.link(ALICE, BOB)
+        kept = town.dht(BOB).library.provider_store
+        kept.add_provider(CHAT, PeerInfo(id_of(CAROL.peer_id), []))
+        kept.providers[CHAT][CAROL.peer_id].timestamp -= 3601
+        assert await found(town.dht(ALICE)) == []
+        town.dht(ALICE).provide([CHAT])
+        own = town.dht(ALICE).library.provider_store
+        for store in (kept, own):
+            await until(lambda store=store: store.get_providers(CHAT))
+            store.providers[CHAT][ALICE.peer_id].timestamp -= 3601
+            await until(lambda store=store: store.get_providers(CHAT))
+
+
+async def test_what_members_can_have_kept_here_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "KEYS_MAX", 400)
+    async with town_of(ALICE) as town:
+        store = town.dht(ALICE).library.provider_store
+
+        def keep(n: int, provider: Keypair) -> None:
+            one = PeerInfo(id_of(provider.peer_id), [Multiaddr("/ip4/1.2.3.4/tcp/1")])
+            store.add_provider(n.to_bytes(32, "big"), one)
+
+        for n in range(1000):
+            keep(n, BOB)
+        assert store.size() == 320, "as many as an advert lists"
+        for n in range(1000):
+            keep(1000 + n, CAROL)
+        assert len(store.providers) == 400
+        crowd = [key(n) for n in range(50, 75)]
+        for one in crowd:
+            keep(0, one)
+        kept = store.get_providers((0).to_bytes(32, "big"))
+        assert [str(one.peer_id) for one in kept] == [one.peer_id for one in crowd[5:]]
+        assert [one.addrs for one in kept] == [[]] * 20
+
+
+async def test_addresses_that_answers_heap_on_a_member_are_not_kept() -> None:
+    async with town_of(ALICE, BOB, known=[CAROL]) as town:
+        await town.link(ALICE, BOB)
+        heap = [Multiaddr(f"/ip4/127.0.0.1/tcp/{port}") for port in range(1, 200)]
+        theirs = town.peers[BOB.peer_id].host.libp2p.get_peerstore()
+        theirs.add_addrs(id_of(CAROL.peer_id), heap, 3600)
+        await town.dht(BOB).restore([(CAROL.peer_id, ["/ip4/127.0.0.1/tcp/1"])])
+        assert await town.dht(ALICE).find_advert(CAROL.peer_id, timeout_s=10) is None
+        assert town.dialled == [(ALICE.peer_id, CAROL.peer_id)], "it was named"
+        ours = town.peers[ALICE.peer_id].host.libp2p.get_peerstore()
+        assert ours.peer_data_map[id_of(CAROL.peer_id)].addrs == []
 
 
 async def test_the_table_survives_a_restart_without_a_dial() -> None:
@@ -192,19 +320,42 @@ async def test_who_is_no_member_enters_no_table_and_is_not_dialled() -> None:
         await town.link(ALICE, BOB)
         # Bob answers with whom he likes; what alice's library remembers of it is forgotten.
         store = town.peers[BOB.peer_id].host.libp2p.get_peerstore()
-        addresses = [module.Multiaddr("/ip4/127.0.0.1/tcp/1")]
+        addresses = [Multiaddr("/ip4/127.0.0.1/tcp/1")]
         store.add_addrs(id_of(stranger.peer_id), addresses, 3600)
         table = town.dht(BOB).library.routing_table
         for bucket in table.buckets:
             bucket.peers[id_of(stranger.peer_id)] = (
-                module.PeerInfo(id_of(stranger.peer_id), addresses),
+                PeerInfo(id_of(stranger.peer_id), addresses),
                 0.0,
             )
         assert await found(town.dht(ALICE)) == []
+        assert await town.dht(ALICE).find_advert(stranger.peer_id, timeout_s=10) is None
         assert town.dialled == []
         assert id_of(stranger.peer_id) not in (
             town.peers[ALICE.peer_id].host.libp2p.get_peerstore().peer_ids()
         )
+
+
+async def test_the_table_is_kept_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "TABLE_MAX", 2)
+    members = KEYS[1:5]
+    async with town_of(ALICE, known=members) as town:
+        for _ in range(2):
+            await town.dht(ALICE).restore([(one.peer_id, []) for one in members])
+            kept = [peer for peer, _ in town.dht(ALICE).table()]
+            assert kept == [one.peer_id for one in members[:2]]
+
+
+async def test_who_comes_after_all_others_have_left_is_told_at_once() -> None:
+    async with town_of(ALICE, BOB, CAROL) as town:
+        town.dht(ALICE).provide([CHAT])
+        await town.dht(ALICE).put_advert(item_of(ALICE))
+        for one in (BOB, CAROL):
+            await town.link(ALICE, one)
+            library = town.dht(one).library
+            await until(lambda library=library: library.provider_store.get_providers(CHAT))
+            await until(lambda library=library: library.value_store.size() == 1)
+            await town.peers[ALICE.peer_id].host.evict(one.peer_id)
 
 
 async def test_an_advert_is_found_by_who_never_met_its_author() -> None:
@@ -215,6 +366,27 @@ async def test_an_advert_is_found_by_who_never_met_its_author() -> None:
         await town.dht(CAROL).put_advert(item)
         assert await town.dht(ALICE).find_advert(CAROL.peer_id, timeout_s=10) == item
         assert await town.dht(ALICE).find_advert(BOB.peer_id, timeout_s=10) is None
+
+
+async def test_an_advert_that_was_put_too_early_is_put_once_somebody_is_there() -> None:
+    async with town_of(ALICE, BOB) as town:
+        item = item_of(ALICE)
+        await town.dht(ALICE).put_advert(item)
+        assert town.dht(BOB).library.value_store.size() == 0
+        await town.link(ALICE, BOB)
+        await until(lambda: town.dht(BOB).library.value_store.size() == 1)
+        assert await town.dht(BOB).find_advert(ALICE.peer_id, timeout_s=10) == item
+
+
+async def test_an_old_advert_at_home_does_not_hide_a_newer_one_elsewhere() -> None:
+    async with town_of(ALICE, BOB) as town:
+        await town.link(ALICE, BOB)
+        older, newer = item_of(CAROL, number=1), item_of(CAROL, number=2)
+        for one, item in ((ALICE, older), (BOB, newer)):
+            store = town.dht(one).library.value_store
+            store.put(record_key(CAROL.peer_id).encode(), encode(item))
+        for one in (ALICE, BOB):
+            assert await town.dht(one).find_advert(CAROL.peer_id, timeout_s=10) == newer
 
 
 async def test_a_newer_advert_replaces_an_older_one_and_not_the_other_way_round() -> None:
@@ -270,7 +442,7 @@ def record_of(provider: Keypair, key_: bytes) -> Any:
     message.key = key_
     one = message.providerPeers.add()
     one.id = id_of(provider.peer_id).to_bytes()
-    one.addrs.append(module.Multiaddr("/ip4/127.0.0.1/tcp/1").to_bytes())
+    one.addrs.append(Multiaddr("/ip4/127.0.0.1/tcp/1").to_bytes())
     return message
 
 
@@ -297,14 +469,29 @@ async def test_what_a_member_should_not_say_does_no_harm(data: bytes) -> None:
         assert [PeerId(str(one.peer_id)) for one in store.get_providers(CHAT)] == [ALICE.peer_id]
 
 
-async def test_streams_that_say_nothing_end_and_are_few(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "STREAM_S", 0.5)
+async def test_one_member_has_few_streams_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "STREAM_S", 600.0)
     async with town_of(ALICE, BOB) as town:
         await town.link(ALICE, BOB)
-        for _ in range(2 * module.STREAMS_PER_PEER_MAX):
-            with suppress(StreamFailure):
-                await send(town.peers[ALICE.peer_id], BOB, b"")
         kad = town.dht(BOB).library
+        for count in range(1, 5):
+            await send(town.peers[ALICE.peer_id], BOB, b"")
+            await until(lambda count=count: kad._streams == {id_of(ALICE.peer_id): count})
+        # The fifth is ended at once, the others are not.
+        with trio.fail_after(WITHIN_S), suppress(StreamError, StreamFailure):
+            fifth = await send(town.peers[ALICE.peer_id], BOB, b"")
+            assert await fifth.read(1) == b""
+        assert kad._streams == {id_of(ALICE.peer_id): 4}
+
+
+async def test_a_stream_that_says_nothing_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "STREAM_S", 0.3)
+    async with town_of(ALICE, BOB) as town:
+        await town.link(ALICE, BOB)
+        kad = town.dht(BOB).library
+        stream = await send(town.peers[ALICE.peer_id], BOB, b"")
+        with trio.fail_after(WITHIN_S), suppress(StreamError):
+            assert await stream.read(1) == b""
         await until(lambda: not kad._streams)
         town.dht(BOB).provide([CHAT])
         assert await found(town.dht(ALICE)) == [BOB.peer_id]
@@ -317,23 +504,29 @@ def test_everybody_serves_in_a_small_mesh_and_who_can_be_reached_in_a_large_one(
     assert serves(1000, reachable=True, up_s=1e6)
 
 
-async def test_who_only_asks_is_in_nobodys_table_and_still_finds(
+async def test_who_only_asks_leaves_all_tables_and_still_finds(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(module, "PROBATION_S", 0.0)
     async with town_of(ALICE, BOB) as town:
+        await town.link(ALICE, BOB)
+        store = town.peers[BOB.peer_id].host.libp2p.get_peerstore()
+
+        def is_said_to_serve() -> bool:
+            return str(DHT_PROTOCOL) in store.get_protocols(id_of(ALICE.peer_id))
+
+        # Nobody has dialled alice.
         town.dht(ALICE).met(1000)
-        await until(lambda: not town.dht(ALICE).is_server)
-        await town.connect(ALICE.peer_id, BOB.peer_id)
-        await until(lambda: is_in_table(town.dht(ALICE), BOB))
+        await until(lambda: not town.dht(ALICE).is_server and not is_said_to_serve())
+        await town.dht(BOB).look_again()
+        assert not is_in_table(town.dht(BOB), ALICE)
+        assert is_in_table(town.dht(ALICE), BOB)
         town.dht(BOB).provide([CHAT])
         assert await found(town.dht(ALICE)) == [BOB.peer_id]
-        assert not is_in_table(town.dht(BOB), ALICE)
-        # Once somebody has dialled it, it serves, and says so to those that are there.
+        assert not is_in_table(town.dht(BOB), ALICE), "asking is not serving"
+        # Once somebody has, it serves, and says so to those that are there.
         town.dht(ALICE).connected(BOB.peer_id, inbound=True)
-        await until(lambda: town.dht(ALICE).is_server)
-        store = town.peers[BOB.peer_id].host.libp2p.get_peerstore()
-        await until(lambda: str(DHT_PROTOCOL) in store.get_protocols(id_of(ALICE.peer_id)))
+        await until(lambda: town.dht(ALICE).is_server and is_said_to_serve())
         await town.dht(BOB).look_again()
         assert is_in_table(town.dht(BOB), ALICE)
 
