@@ -91,7 +91,9 @@ def serves(members: int, *, reachable: bool, up_s: float) -> bool:
 class _Kad(KadDHT):
     """The library's, with bounds on what others may ask and have kept here."""
 
-    def __init__(self, host: Any, judge: Judge, validator: Any, mode: DHTMode) -> None:
+    def __init__(
+        self, host: Any, is_member: Callable[[PeerId], bool], validator: Any, mode: DHTMode
+    ) -> None:
         self._streams: dict[Any, int] = {}
         super().__init__(
             host,
@@ -107,7 +109,7 @@ class _Kad(KadDHT):
             # Whoever asks is not for that reason someone who answers: the check is never left out.
             peer_id = peer.peer_id if isinstance(peer, PeerInfo) else peer
             is_new = not table.peer_in_table(peer_id)
-            if not judge.is_known(PeerId(str(peer_id))) or (is_new and table.size() >= TABLE_MAX):
+            if not is_member(PeerId(str(peer_id))) or (is_new and table.size() >= TABLE_MAX):
                 return False
             entered: bool = await enter(peer)
             return entered
@@ -184,7 +186,7 @@ class Dht:
         self._advert_at = 0.0
         self._poked = trio.Event()
         self._records = AdvertRecords(judge, settings.mesh, now_ms)
-        self.library: Any = _Kad(host.libp2p, judge, self._records, DHTMode.SERVER)
+        self.library: Any = _Kad(host.libp2p, self._is_member, self._records, DHTMode.SERVER)
         host.dht = self.library
 
     # What this peer offers
@@ -456,7 +458,7 @@ class Dht:
                 answered.add(peer)
                 for one in closer[:ASKED_MAX]:
                     is_new = one != me and one not in asked and one not in near
-                    if is_new and self._judge.is_known(PeerId(str(one))):
+                    if is_new and self._is_member(PeerId(str(one))):
                         near.append(one)
                 near[:] = sort_peer_ids_by_distance(key, near)
             go_on(nursery)
@@ -519,6 +521,10 @@ class Dht:
             self._keys = dict.fromkeys(self._keys, 0.0)
             self._advert_at = 0.0
             self._poked.set()
+
+    def _is_member(self, peer: PeerId) -> bool:
+        """Tell whether it is one: known, or connected, which is before its advert has come."""
+        return self._judge.is_known(peer) or self._host.gate.open_visit(peer) is not None
 
     async def _judge_role(self) -> None:
         up_s = trio.current_time() - self._since

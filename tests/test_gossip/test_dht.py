@@ -85,13 +85,16 @@ def is_in_table(dht: Dht, keypair: Keypair) -> bool:
 
 @asynccontextmanager
 async def town_of(
-    *keypairs: Keypair, settings: DhtSettings = FAST, known: Sequence[Keypair] = ()
+    *keypairs: Keypair,
+    settings: DhtSettings = FAST,
+    known: Sequence[Keypair] = (),
+    has_met: bool = True,
 ) -> AsyncGenerator[Town]:
     town = Town()
     names = [one.peer_id for one in (*keypairs, *known)]
     async with AsyncExitStack() as stack:
         for keypair in keypairs:
-            door = door_of(keypair, known=names)
+            door = door_of(keypair, known=names if has_met else ())
             peer = await stack.enter_async_context(open_peer(keypair, door))
             town.peers[keypair.peer_id] = peer
             dht = await stack.enter_async_context(
@@ -128,6 +131,15 @@ async def test_what_a_neighbour_offers_is_found() -> None:
         assert await found(town.dht(ALICE)) == [BOB.peer_id]
         assert await found(town.dht(ALICE), provider_key(MESH, "skill", "other")) == []
         assert await found(town.dht(BOB)) == [], "never oneself"
+
+
+async def test_a_member_is_entered_before_its_advert_has_come() -> None:
+    """A peer that looks at its models first tells of itself later than it is linked."""
+    async with town_of(ALICE, BOB, has_met=False) as town:
+        assert not town.peers[ALICE.peer_id].door.is_known(BOB.peer_id)
+        await town.link(ALICE, BOB)
+        town.dht(BOB).provide([CHAT])
+        assert await found(town.dht(ALICE)) == [BOB.peer_id]
 
 
 async def test_what_was_withdrawn_is_not_found_at_its_provider() -> None:
