@@ -59,7 +59,7 @@ class LookUp:
 
 
 @dataclass(frozen=True, slots=True)
-class Put:
+class AskPeer:
     """Ask this peer, dialling it if needed; tell `answered`, or `unreachable`."""
 
     to: PeerId
@@ -67,7 +67,7 @@ class Put:
 
 
 @dataclass(frozen=True, slots=True)
-class Cry:
+class CallOut:
     """Call for bids: all members by gossip for zone `mesh`, else the linked members of the zone."""
 
     call: Call
@@ -75,7 +75,7 @@ class Cry:
     """None: gossip."""
 
 
-SearchEffect = LookUp | Put | Cry
+SearchEffect = LookUp | AskPeer | CallOut
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,7 +211,7 @@ class Search:
         search.stage, search.due_at, search.asked_at = "asking", now + ASK_S, now
         search.asked = set(peers)
         ask = Ask(Call(search.call, search.need, search.left_ms, EVERYONE))
-        return [Put(peer, ask) for peer in peers]
+        return [AskPeer(peer, ask) for peer in peers]
 
     def answered(self, sender: PeerId, message: Bid | Pass, now: float) -> list[SearchEffect]:
         """A peer says that it can do it, or that it cannot."""
@@ -333,14 +333,14 @@ class Search:
     def _call(self, search: _Search, now: float) -> list[SearchEffect]:
         if not self._has_calls:
             return self._rest(search, now)
-        return self._cry(search, threshold_for(self._members()), now)
+        return self._call_out(search, threshold_for(self._members()), now)
 
     def _widen(self, search: _Search, now: float) -> list[SearchEffect]:
         if search.threshold >= EVERYONE:
             return self._rest(search, now)
-        return self._cry(search, min(EVERYONE, search.threshold * WIDER), now)
+        return self._call_out(search, min(EVERYONE, search.threshold * WIDER), now)
 
-    def _cry(self, search: _Search, threshold: int, now: float) -> list[SearchEffect]:
+    def _call_out(self, search: _Search, threshold: int, now: float) -> list[SearchEffect]:
         to: tuple[PeerId, ...] | None = None
         if search.need.zone != "mesh":
             to = tuple(sorted(self._zone_links(search.need.zone)))
@@ -349,7 +349,7 @@ class Search:
         self._changed |= search.stage != "calling"
         search.stage, search.due_at, search.asked_at = "calling", now + ROUND_S, now
         search.threshold = threshold
-        return [Cry(Call(search.call, search.need, search.left_ms, threshold), to)]
+        return [CallOut(Call(search.call, search.need, search.left_ms, threshold), to)]
 
     def _settle(self, search: _Search, now: float) -> None:
         search.stage, search.due_at, search.rests = "found", now + FOUND_S, 0

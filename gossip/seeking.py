@@ -35,7 +35,7 @@ from .bidding import (
 )
 from .network import LinkDown, LinkUp, Network
 from .pubsub import Heard
-from .search import Cry, LookUp, Put, Search, SearchEffect
+from .search import AskPeer, CallOut, LookUp, Search, SearchEffect
 from .task import Need
 
 log = logging.getLogger(__name__)
@@ -70,7 +70,8 @@ class Seeking:
     Args:
         network: the links.
         search: this peer's searches.
-        bidder: what this peer answers; None if it answers no calls.
+        bidder: what this peer answers; None if it answers nobody.
+        answers_calls: whether it answers calls for bids, and not only who asks this very peer.
         hints: asks the DHT; None without one.
         reach: dials a member.
         changed: told when tasks that wait should be looked at again.
@@ -82,6 +83,7 @@ class Seeking:
         search: Search,
         bidder: Bidder | None,
         *,
+        answers_calls: bool,
         hints: Hints | None,
         reach: Reach,
         changed: Callable[[], None],
@@ -89,6 +91,7 @@ class Seeking:
         self._network = network
         self._search = search
         self._bidder = bidder
+        self._answers_calls = answers_calls
         self._members: dict[PeerId, Member] = {}
         self._hints = hints
         self._reach = reach
@@ -149,14 +152,14 @@ class Seeking:
             match effect:
                 case LookUp(need):
                     self._start(partial(self._look_up, need))
-                case Put(to, ask):
+                case AskPeer(to, ask):
                     self._tell(to, ask, partial(self._unreachable, to, ask.call.id))
-                case Cry(call, None):
+                case CallOut(call, None):
                     self.called += 1
                     if len(self._outbox) < OUTBOX_MAX or call.id in self._outbox:
                         self._outbox[call.id] = call
                     self._has_calls.set()
-                case Cry(call, to):
+                case CallOut(call, to):
                     self.called += 1
                     body = encode_message(Calls((call,)))
                     for peer in to or ():
@@ -214,7 +217,7 @@ class Seeking:
 
     def _called(self, caller: Member, calls: Calls) -> None:
         self.heard += len(calls.calls)
-        if self._bidder is None:
+        if self._bidder is None or not self._answers_calls:
             return
         for answer in self._bidder.called(caller, calls, trio.current_time()):
             self.bids += 1

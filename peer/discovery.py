@@ -108,6 +108,7 @@ class Discovery:
             circle.links,
             self._search,
             Bidder(circle.me, able, outlook) if wanted.bids or wanted.dht else None,
+            answers_calls=wanted.bids,
             hints=self._hints if wanted.dht else None,
             reach=reach,
             changed=wake,

@@ -28,7 +28,7 @@ from covey.gossip.bidding import (
 )
 from covey.gossip.network import LinkInfo
 from covey.gossip.routing import Candidate, Nobody, SearchingFinder
-from covey.gossip.search import Cry, LookUp, Put, Search, SearchEffect
+from covey.gossip.search import AskPeer, CallOut, LookUp, Search, SearchEffect
 from covey.gossip.task import Need
 from covey.identity.certificate import Member
 from covey.identity.keys import PeerId
@@ -140,14 +140,14 @@ class Field:
             match effect:
                 case LookUp(need):
                     self._later(0.1, partial(self._look_up, need))
-                case Put(to, ask):
+                case AskPeer(to, ask):
                     self.asks += 1
                     self._ask(self.number[to], ask)
-                case Cry(call, None):
+                case CallOut(call, None):
                     self.gossips += 1
                     for n in range(1, self.peers + 1):
                         self._bring(n, call)
-                case Cry(call, to):
+                case CallOut(call, to):
                     for peer in to or ():
                         self.over_links += 1
                         self._bring(self.number[peer], call)

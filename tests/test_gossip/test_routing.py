@@ -9,7 +9,7 @@ from covey.gossip.bidding import Bid
 from covey.gossip.directory import Directory
 from covey.gossip.network import LinkInfo, Load
 from covey.gossip.routing import Candidate, DirectoryFinder, Nobody, SearchingFinder
-from covey.gossip.search import Cry, Search
+from covey.gossip.search import CallOut, Search
 from covey.gossip.task import Need
 from covey.identity.certificate import Member
 from covey.identity.keys import Keypair, PeerId
@@ -165,7 +165,7 @@ class Wide:
         """Let these answer the call."""
         self.find(need)
         for effect in self.search.tick(0.0):
-            assert isinstance(effect, Cry)
+            assert isinstance(effect, CallOut)
             for peer in peers:
                 self.search.answered(peer.peer_id, Bid(effect.call.id, 0, 0), 0.0)
 

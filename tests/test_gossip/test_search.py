@@ -16,9 +16,9 @@ from covey.gossip.search import (
     ROUND_S,
     SEARCHES_MAX,
     WANTED_S,
-    Cry,
+    AskPeer,
+    CallOut,
     LookUp,
-    Put,
     Search,
     SearchEffect,
 )
@@ -53,7 +53,7 @@ class Seeker:
 
     def cry(self, after_s: float = 0.0) -> Call:
         (effect,) = self.tick(after_s)
-        assert isinstance(effect, Cry)
+        assert isinstance(effect, CallOut)
         return effect.call
 
     def found(self, need: Need = NEED) -> list[tuple[PeerId, str]]:
@@ -64,8 +64,8 @@ class Seeker:
         self.want()
         assert self.tick() == [LookUp(NEED)]
         effects = self.core.looked_up(NEED, peers, self.now)
-        assert all(isinstance(one, Put) for one in effects)
-        return [one.ask for one in effects if isinstance(one, Put)]
+        assert all(isinstance(one, AskPeer) for one in effects)
+        return [one.ask for one in effects if isinstance(one, AskPeer)]
 
 
 def bid(call: bytes, starts_in_ms: int = 0, run_ms: int = 10) -> Bid:
@@ -127,7 +127,7 @@ def test_hints_that_lead_nowhere_lead_on_to_a_call(how: str) -> None:
         else:
             effects = seeker.tick(ASK_S)
     (cry,) = effects
-    assert isinstance(cry, Cry)
+    assert isinstance(cry, CallOut)
     assert (cry.to, cry.call.need, cry.call.threshold) == (None, NEED, threshold_for(100))
 
 
@@ -207,7 +207,7 @@ def test_in_a_narrower_zone_only_its_linked_members_are_called_and_no_dht_is_ask
     need = Need("chat", zone="plant-7")
     seeker.want(need)
     (cry,) = seeker.tick()
-    assert isinstance(cry, Cry)
+    assert isinstance(cry, CallOut)
     assert cry.to == tuple(sorted((BOB, CAROL)))
     seeker.zone_links = []
     assert seeker.tick(ROUND_S) == []
@@ -273,10 +273,10 @@ def test_whatever_comes_in_whatever_order_a_search_goes_on(
                 seeker.core.link_up(seeker.now)
             case _:
                 seeker.core.link_down(peer, seeker.now)
-        calls += [one.call.id for one in effects if isinstance(one, Cry)]
-        calls += [one.ask.call.id for one in effects if isinstance(one, Put)]
+        calls += [one.call.id for one in effects if isinstance(one, CallOut)]
+        calls += [one.ask.call.id for one in effects if isinstance(one, AskPeer)]
         # Two kinds of need: neither may be doubled, nor an answer be its own cause.
-        assert len([one for one in effects if isinstance(one, Cry | LookUp)]) <= 2
+        assert len([one for one in effects if isinstance(one, CallOut | LookUp)]) <= 2
         assert seeker.core.tick(seeker.now) == [] or what != "tick"
         assert all(one.peer != ME for one in seeker.core.found(NEED, seeker.now))
     # Once the world is quiet, it rests, and gives up what nobody wants.

@@ -84,7 +84,12 @@ class Town:
 class Rig:
     """One peer's seeking, among links and gossip in memory."""
 
-    def __init__(self, hints: Collection[PeerId] | Unavailable | None, answers: bool) -> None:
+    def __init__(
+        self,
+        hints: Collection[PeerId] | Unavailable | None,
+        answers: bool,
+        answers_calls: bool,
+    ) -> None:
         self.network = Bids(ME.peer_id)
         self.town = Town()
         self.wakes = 0
@@ -109,6 +114,7 @@ class Rig:
             self.network,
             self.search,
             bidder if answers else None,
+            answers_calls=answers_calls,
             hints=None if hints is None else ask_dht,
             reach=self.reach,
             changed=self.changed,
@@ -135,9 +141,12 @@ def lacks(need: Need) -> str | None:
 
 @asynccontextmanager
 async def running(
-    hints: Collection[PeerId] | Unavailable | None = None, *, answers: bool = True
+    hints: Collection[PeerId] | Unavailable | None = None,
+    *,
+    answers: bool = True,
+    answers_calls: bool = True,
 ) -> AsyncGenerator[Rig]:
-    rig = Rig(hints, answers)
+    rig = Rig(hints, answers, answers_calls)
     async with trio.open_nursery() as nursery:
         await nursery.start(rig.seeking.serve, rig.town)
         yield rig
@@ -256,6 +265,20 @@ async def test_a_peer_that_answers_no_calls_says_so_when_asked(
         rig.network.say(BOB, Calls((call,)))
         rig.network.say(BOB, Ask(call))
         assert rig.network.told == [(BOB.peer_id, Pass(call.id, "it answers no calls"))]
+
+
+async def test_a_peer_without_bids_answers_who_asks_it_and_no_call_by_link_or_gossip(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    call = Call(b"c" * 16, NEED, 60_000, EVERYONE)
+    async with running(answers_calls=False) as rig:
+        rig.network.up(BOB)
+        rig.network.say(BOB, Calls((call,)))
+        rig.town.shout(BOB, Calls((call,)))
+        await until(lambda: rig.seeking.heard == 2)
+        assert rig.network.told == []
+        rig.network.say(BOB, Ask(call))
+        assert rig.network.told == [(BOB.peer_id, Bid(call.id, 7, 8))]
 
 
 async def test_a_zones_call_goes_over_links_alone(
