@@ -63,7 +63,6 @@ KEYS_MAX = 20_000
 # All that an advert can list; each model has two.
 KEYS_PER_PEER_MAX = 5 * ITEMS_MAX
 PROVIDERS_PER_KEY_MAX = 20
-KNOWN_MAX = TABLE_MAX
 
 
 @dataclass(frozen=True, slots=True)
@@ -314,7 +313,7 @@ class Dht:
 
     async def restore(self, known: Sequence[tuple[PeerId, Sequence[str]]]) -> None:
         """Take up a table that was kept; nobody is dialled."""
-        for peer, addresses in known[:KNOWN_MAX]:
+        for peer, addresses in known[:TABLE_MAX]:
             try:
                 listed = [Multiaddr(address) for address in addresses]
                 await self.library.routing_table.add_peer(PeerInfo(ID.from_base58(peer), listed))

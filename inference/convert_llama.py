@@ -9,7 +9,6 @@ A program of its own (`python -m covey.inference.convert_llama SOURCE_DIR TARGET
 daemon never imports numpy.
 """
 
-import hashlib
 import os
 import sys
 from collections.abc import Sequence
@@ -23,6 +22,7 @@ from .engine_choice import PRES, TENSORS
 from .errors import BadModel
 from .gguf_header import Header, probe
 from .gguf_tables import read_tables
+from .model_files import digest_of
 from .tokenizer import read_tokenizer
 
 TOKENS, TYPES, MERGES = (f"tokenizer.ggml.{name}" for name in ("tokens", "token_type", "merges"))
@@ -43,7 +43,6 @@ _OWN_OF_FILE = frozenset({"general.architecture", "general.alignment"})
 OWN = "covey.tokenizer"
 _NORMAL, _UNUSED, _BYTE = 1, 5, 6
 _SPACE = "\u2581"
-_CHUNK_BYTES = 1 << 20
 _BYTES = {letter: byte for byte, letter in enumerate(LETTERS)}
 
 
@@ -54,7 +53,7 @@ def convert(source: Path, target: Path) -> str:
         BadModel: it cannot be converted; says why.
     """
     tables = _tables_of(source)
-    digest = _digest_of(source)
+    digest = digest_of(source)
     # Begins as the target's does: who cleans up after a killed process finds both.
     temporary = target.with_name(f"{target.name}.converting")
     try:
@@ -167,14 +166,6 @@ def _piece(token: str, number: int) -> tuple[str, int]:
     except UnicodeDecodeError:
         return f"<part{number}>", _UNUSED
     return (text.replace(" ", _SPACE), _NORMAL) if text else (f"<part{number}>", _UNUSED)
-
-
-def _digest_of(source: Path) -> str:
-    digest = hashlib.sha256()
-    with source.open("rb") as file:
-        while chunk := file.read(_CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def main() -> None:

@@ -16,6 +16,7 @@ import msgspec
 
 from covey.gossip.task import LABELS_MAX, NAME_CHARACTERS_MAX, ZONES
 from covey.identity.errors import Misuse
+from covey.inference.engine import AUTO, ENGINES
 
 SKILLS_DEFAULT = ("chat", "classify", "embed", "extract", "summarize")
 ECHO_SKILL = "covey.echo"
@@ -96,7 +97,7 @@ class Models(_Part, frozen=True, kw_only=True):
     """Requests that a model works on at once; each may have context_tokens / slots tokens."""
     waiting: int = 16
     """Requests that wait for a slot; a task that needs one more tries again every 2 s."""
-    engine: str = "auto"
+    engine: str = AUTO
     """`auto`, `llama.cpp` or `ctransformers`: which engine is preferred where both can run a model."""
     idle_s: float = 600.0
     """A model that nobody asked for so long gives its memory back; the next request waits about 1 s."""
@@ -158,7 +159,6 @@ class Config(_Part, frozen=True, kw_only=True):
 
 
 LEVELS = ("debug", "info", "warning", "error")
-ENGINES = ("auto", "llama.cpp", "ctransformers")
 ADVERTS = ("all", "addresses")
 # No wait without an end, and nothing that a mistyped zero makes a hundred times too much.
 RANGES: tuple[tuple[str, float, float], ...] = (
@@ -336,7 +336,7 @@ def _troubles(config: Config) -> Iterator[str]:
             yield f"{name} is {low} to {high}, not {value}"
     for place, value, allowed in (
         ("log.level", config.log.level, LEVELS),
-        ("models.engine", config.models.engine, ENGINES),
+        ("models.engine", config.models.engine, (AUTO, *ENGINES)),
         ("discovery.advert", config.discovery.advert, ADVERTS),
     ):
         if value not in allowed:

@@ -15,10 +15,10 @@ from covey.identity.keystore import (
     write_key,
     write_private,
 )
+from covey.inference.engine import AUTO
 
 from .clock import Clock, SystemEntropy
 from .config import (
-    ENGINES,
     Api,
     Config,
     DataSource,
@@ -51,7 +51,7 @@ def begin(
     zones: Sequence[str] = (),
     labels: Mapping[str, str],
     data: Mapping[str, str],
-    engine: str = ENGINES[0],
+    engine: str = AUTO,
     listen: str,
     entropy: SystemEntropy,
     clock: Clock,
