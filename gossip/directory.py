@@ -6,10 +6,10 @@ links. Merging is by the greatest (incarnation, number) of each author, so order
 repetition do not matter.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 
-from covey.identity.certificate import Member
+from covey.identity.certificate import Chain, Member
 from covey.identity.envelope import MeshId
 from covey.identity.errors import Malformed, NotAdmitted
 from covey.identity.keys import PeerId
@@ -66,14 +66,23 @@ class Forget:
 
 
 DirectoryEffect = Tell | Keep | Forget
+Judge = Callable[[Chain, PeerId, int], Member]
 
 
 class Directory:
-    """One peer's view of all adverts, its own included."""
+    """One peer's view of all adverts, its own included.
 
-    def __init__(self, me: PeerId, mesh: MeshId) -> None:
+    Args:
+        me: this peer.
+        mesh: the mesh.
+        judge: returns who an author is now by the chain that it shows, or raises NotAdmitted; None:
+            the chain alone says it.
+    """
+
+    def __init__(self, me: PeerId, mesh: MeshId, judge: Judge | None = None) -> None:
         self._me = me
         self._mesh = mesh
+        self._judge = judge
         self._entries: dict[PeerId, Entry] = {}
         # Of what is held, as it came: most of what is heard is a repetition, and costs no signature.
         self._held: set[bytes] = set()
@@ -138,6 +147,27 @@ class Directory:
             self._held.discard(self._entries.pop(peer).item.advert)
         return [Forget(peer, no_member=ended) for peer, ended in gone]
 
+    def forget(self, peer: PeerId) -> None:
+        """Drop what is known of a peer that is no member any more."""
+        entry = self._entries.pop(peer, None)
+        if entry is not None:
+            self._held.discard(entry.item.advert)
+
+    def rejudge(self, peer: PeerId, now_ms: int) -> list[DirectoryEffect]:
+        """Look again whether a peer's advert counts, and as what kind of member it stands there."""
+        entry = self._entries.get(peer)
+        if entry is None or peer == self._me or self._judge is None:
+            return []
+        try:
+            member = self._judge(entry.item.chain, peer, now_ms)
+        except NotAdmitted:
+            self.forget(peer)
+            return [Forget(peer, no_member=True)]
+        if member == entry.member:
+            return []
+        self._entries[peer] = replace(entry, member=member)
+        return [Keep(self._entries[peer])]
+
     def _answer(
         self, sender: PeerId, entries: tuple[tuple[str, int, int], ...]
     ) -> list[DirectoryEffect]:
@@ -170,6 +200,8 @@ class Directory:
                 signed, member = read_item(item, mesh=self._mesh)
             else:
                 signed, member = open_item(item, mesh=self._mesh, now_ms=now_ms)
+                if self._judge is not None:
+                    member = self._judge(item.chain, signed.signer, now_ms)
         except (Malformed, NotAdmitted):
             self.refused += 1
             return None

@@ -5,6 +5,7 @@ listener answers with its own, or says why not; the dialler confirms. Pure: byte
 bytes out; `gate.py` moves them.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -49,6 +50,8 @@ class Confirm(msgspec.Struct, frozen=True, array_like=True, tag="confirm"):
 
 
 Answer = Hello | Refusal
+Admit = Callable[[Chain, PeerId, int], Member]
+"""Returns who a peer is now by the chain that it shows, or raises NotAdmitted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,24 +82,31 @@ def encode_hello(hello: Hello | Confirm) -> bytes:
     return encode(hello)
 
 
-def judge_hello(data: bytes, remote: PeerId, *, mesh: MeshId, now_ms: int) -> Accepted | Refused:
-    """Judge a dialler's hello, shown by the peer whose id Noise proved."""
+def judge_hello(
+    data: bytes, remote: PeerId, *, mesh: MeshId, now_ms: int, admit: Admit | None = None
+) -> Accepted | Refused:
+    """Judge a dialler's hello, shown by the peer whose id Noise proved.
+
+    Without `admit` the chain alone is judged: nothing is known that was revoked.
+    """
     try:
         hello = decode(data, Hello, limit_bytes=HELLO_BYTES_MAX)
     except Malformed as error:
         return Refused("malformed", str(error))
-    return _judge(hello, remote, mesh=mesh, now_ms=now_ms)
+    return _judge(hello, remote, mesh, now_ms, admit)
 
 
-def judge_answer(data: bytes, remote: PeerId, *, mesh: MeshId, now_ms: int) -> Accepted | Refused:
-    """Judge a listener's answer to our hello."""
+def judge_answer(
+    data: bytes, remote: PeerId, *, mesh: MeshId, now_ms: int, admit: Admit | None = None
+) -> Accepted | Refused:
+    """Judge a listener's answer to our hello; `admit` as in `judge_hello`."""
     try:
         answer: Answer = decode_union(data, Answer, limit_bytes=HELLO_BYTES_MAX)
     except Malformed as error:
         return Refused("malformed", str(error))
     match answer:
         case Hello():
-            return _judge(answer, remote, mesh=mesh, now_ms=now_ms)
+            return _judge(answer, remote, mesh, now_ms, admit)
         case Refusal(code, reason):
             return Refused(code[:64], reason[:400])
 
@@ -110,7 +120,9 @@ def is_confirmed(data: bytes) -> bool:
     return True
 
 
-def _judge(hello: Hello, remote: PeerId, *, mesh: MeshId, now_ms: int) -> Accepted | Refused:
+def _judge(
+    hello: Hello, remote: PeerId, mesh: MeshId, now_ms: int, admit: Admit | None
+) -> Accepted | Refused:
     if hello.version != VERSION:
         return Refused(
             "version",
@@ -120,7 +132,10 @@ def _judge(hello: Hello, remote: PeerId, *, mesh: MeshId, now_ms: int) -> Accept
         return Refused("other-mesh", "this peer is in another mesh")
     try:
         chain: Chain = hello.chain
-        member = check_chain(chain, mesh=mesh, subject=remote, now_ms=now_ms)
+        if admit is None:
+            member = check_chain(chain, mesh=mesh, subject=remote, now_ms=now_ms)
+        else:
+            member = admit(chain, remote, now_ms)
     except NotAdmitted as error:
         return Refused(error.code, str(error))
     return Accepted(member, hello.incarnation, hello.name[:128], hello.wall_ms - now_ms)

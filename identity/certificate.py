@@ -32,7 +32,8 @@ SKEW_MS = 60_000
 CERTIFICATE_LIMIT_BYTES = 4 * KIB
 ZONES_MAX = 32
 ZONE_CHARACTERS_MAX = 64
-LIFTS_MAX = 8
+# Each time that a member was revoked and let in again its certificate lifts one more.
+LIFTS_MAX = 64
 
 
 class Certificate(msgspec.Struct, frozen=True, array_like=True):
@@ -47,6 +48,7 @@ class Certificate(msgspec.Struct, frozen=True, array_like=True):
     grace_s: int
     priority: int = 0
     lifts: tuple[int, ...] = ()
+    """Numbers of the subject's revocations that do not void this certificate."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +80,9 @@ def issue(
     days: int | None = None,
     grace_days: int = GRACE_DAYS,
     priority: int = 0,
+    lifts: Sequence[int] = (),
 ) -> bytes:
-    """Return a sealed certificate.
+    """Return a sealed certificate. `lifts`: the revocations of `subject` that do not void it.
 
     Whether `issuer` may sign it is judged by who reads the chain.
     """
@@ -93,6 +96,7 @@ def issue(
         not_after_ms=now_ms + life_days * DAY_S * 1000,
         grace_s=grace_days * DAY_S,
         priority=priority,
+        lifts=tuple(sorted(set(lifts))),
     )
     return seal(certificate, kind=KIND, mesh=mesh, keypair=issuer)
 

@@ -72,6 +72,8 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     architecture: str = ""
     engine: str = LLAMA_CPP
     """That runs it here."""
+    dimensions: int = 0
+    """Of the vectors that an embedding model makes."""
 
 
 OnPiece = Callable[[str], bool]

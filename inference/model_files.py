@@ -228,6 +228,7 @@ def _model_file(path: Path, header: Header, note: Note, preferred: str) -> Model
         context_tokens=header.context_tokens,
         architecture=header.architecture,
         engine=chosen.engine,
+        dimensions=header.width if header.is_embedding else 0,
     )
     overruled = chosen.overruled(wanted)
     return ModelFile(info, path, header, note.changed_ns, overruled, note.converted_from)

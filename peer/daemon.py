@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import msgspec
 import trio
 
 import covey
@@ -27,11 +28,15 @@ from covey.gossip.executions import Executions, Limits
 from covey.gossip.host import Host, HostSettings, open_host
 from covey.gossip.joining import InviteDesk
 from covey.gossip.links import Links
+from covey.gossip.memory.driver import Memory
+from covey.gossip.memory.entry import NamespaceId
+from covey.gossip.memory.standing import Standing
 from covey.gossip.network import Load
 from covey.gossip.origin import Origin
+from covey.gossip.registrar import Registrar
 from covey.gossip.routing import DirectoryFinder
 from covey.gossip.task import Need
-from covey.identity.certificate import Member, member_of
+from covey.identity.certificate import Chain, Member, member_of
 from covey.identity.errors import Unavailable
 from covey.identity.keys import Keypair, PeerId
 from covey.identity.keystore import write_private
@@ -41,6 +46,7 @@ from covey.inference.pool import Pool, open_pool
 from covey.inference.worker_process import PoolSettings
 
 from .api.server import serve_api
+from .books import BookKeeper
 from .clock import Clock, SystemEntropy
 from .clock_check import clock_trouble
 from .config import Config
@@ -48,12 +54,21 @@ from .data_sources import DataSources
 from .discovery import Circle, Discovery
 from .doctor import Checked, check_up
 from .executor import Executor, able
+from .first_books import FirstBooks
 from .home import Home, MeshFile
+from .indexing import Indexer
 from .invites import Invites
 from .logs import set_up_logs
+from .members import Members
+from .members import Surroundings as MemberSurroundings
+from .memory_store import MemoryStore, open_memory_store
 from .neighbours import Neighbours, Surroundings
 from .records import TaskRecords
+from .renewing import Renewing, finding
+from .renewing import Surroundings as RenewalSurroundings
 from .service import Commands, Facts, Service
+from .shared_memory import SharedMemory
+from .shared_memory import Surroundings as MemorySurroundings
 from .store import Store, next_incarnation, open_store
 from .views import Finding, InviteRequest, InviteView, StatusView
 
@@ -112,6 +127,8 @@ class _Parts:
     clock: Clock
     entropy: SystemEntropy
     store: Store
+    rows: MemoryStore
+    standing: Standing
     pool: Pool
     links: Links
     directory: Directory
@@ -126,8 +143,23 @@ class Daemon:
         self._parts = parts
         self._stop = stop
         self._host: Host
-        self.invites = _invites(parts)
+        self._nursery: trio.Nursery | None = None
+        self.memory = Memory(
+            parts.keypair,
+            parts.mesh.chain,
+            parts.mesh.id,
+            parts.links,
+            parts.rows,
+            parts.standing,
+            now_ms=parts.clock.now_ms,
+            draw=parts.entropy.draw,
+            random=parts.entropy.random(),
+        )
+        self.books = BookKeeper(parts.keypair.peer_id, self.memory, self._clock_trouble)
+        self.registrar = Registrar(parts.keypair, parts.mesh.chain, parts.mesh.id, parts.standing)
+        self.invites = self._make_invites()
         self.admission = self._make_admission()
+        self.first_books = FirstBooks(parts.mesh, self.admission, self.memory, parts.store)
         self.refused_models: dict[str, str] = {}
         self.data = DataSources(parts.config.data)
         self.executor = Executor(parts.config.skills, parts.pool, self.data)
@@ -136,6 +168,8 @@ class Daemon:
         self.delivery = Delivery(
             self._make_cores, parts.links, self.records, self.executor, parts.clock.now_ms
         )
+        self.renewing = self._make_renewing()
+        self.index = Indexer(parts.rows, parts.pool, parts.clock.now_ms, self._is_searched)
         self.service = self._make_service()
         self.neighbours = Neighbours(
             Surroundings(
@@ -146,6 +180,8 @@ class Daemon:
                 directory=parts.directory,
                 dialling=parts.dialling,
                 now_ms=parts.clock.now_ms,
+                standing=parts.standing,
+                believed=self.first_books.believed,
                 quiet=parts.config.discovery.advert == "addresses",
                 mdns=parts.config.discovery.mdns,
             ),
@@ -155,14 +191,23 @@ class Daemon:
             changed=self.service.peer_changed,
             jumped=self._clock_jumped,
         )
+        self.memory.on_applied(lambda _applied: self._standing_changed())
+        parts.links.on_link(lambda _event: self.renewing.look())
 
     async def serve(self, host: Host, nursery: trio.Nursery) -> None:
         """Start everything that runs; return once the local API answers."""
         parts = self._parts
         self._host = host
+        await nursery.start(self.memory.serve)
+        if parts.member.role == "admin":
+            await self.books.take_up(parts.mesh.chain, self.invites.granted())
+        nursery.start_soon(self.service.memory.serve)
         await nursery.start(partial(parts.links.serve, host))
         await nursery.start(partial(self.neighbours.serve, host))
+        self._nursery = nursery
+        self._standing_changed()
         await self.rescan_models()
+        await nursery.start(self.renewing.serve)
         await nursery.start(self.delivery.serve)
         nursery.start_soon(self._sweep)
         api = parts.config.api
@@ -194,6 +239,7 @@ class Daemon:
         self.refused_models.clear()
         self.refused_models.update(refused)
         parts.pool.offer(files, _defaults(parts.config, files))
+        self.index.models_changed()
         self.neighbours.announce()
 
     # Making
@@ -210,7 +256,37 @@ class Daemon:
             desk=self.invites.desk,
             keep=self.invites.keep,
             draw=parts.entropy.draw,
+            standing=parts.standing,
         )
+
+    def _make_invites(self) -> Invites:
+        parts = self._parts
+        mesh = parts.mesh
+        desk = InviteDesk(
+            parts.keypair,
+            mesh.chain,
+            mesh.id,
+            mesh.name,
+            standing=parts.standing,
+            registrar=self.registrar,
+            in_books=self.books.invite,
+            clock_trouble=self._clock_trouble,
+        )
+        return Invites(desk, parts.store, parts.entropy.draw, parts.clock.now_ms, self.books)
+
+    def _make_renewing(self) -> Renewing:
+        parts = self._parts
+        around = RenewalSurroundings(
+            mesh=parts.mesh.id,
+            standing=parts.standing,
+            registrar=self.registrar,
+            books=self.books,
+            links=parts.links,
+            now_ms=parts.clock.now_ms,
+            reach=lambda peer: self.neighbours.reach(peer),
+            use=self._use_chain,
+        )
+        return Renewing(around, parts.member, parts.mesh.chain)
 
     def _make_cores(self) -> Cores:
         parts = self._parts
@@ -280,7 +356,14 @@ class Daemon:
             discovery=self.discovery.view,
             warnings=self._warnings,
         )
-        commands = Commands(self._invite, self.rescan_models, self._doctor, self._stop.set)
+        commands = Commands(
+            self._invite,
+            self.rescan_models,
+            self._doctor,
+            self._make_shared_memory,
+            self._make_members,
+            self._stop.set,
+        )
         return Service(
             facts,
             commands,
@@ -293,6 +376,85 @@ class Daemon:
             now_ms=parts.clock.now_ms,
             draw=parts.entropy.draw,
         )
+
+    def _make_shared_memory(self, service: Service) -> SharedMemory:
+        parts = self._parts
+        self._memory_around = around = MemorySurroundings(
+            me=parts.keypair.peer_id,
+            is_admin=parts.member.role == "admin",
+            zones=parts.member.zones,
+            now_ms=parts.clock.now_ms,
+            draw=parts.entropy.draw,
+            name_of=service.name_of,
+            find_peer=service.find_peer,
+            known_peers=service.other_peers,
+            clock_trouble=self._clock_trouble,
+            summarize=service.summarize,
+            tell=service.memory_changed,
+        )
+        return SharedMemory(around, self.memory, parts.rows, self.index)
+
+    def _make_members(self, service: Service) -> Members:
+        parts = self._parts
+        around = MemberSurroundings(
+            home=parts.home,
+            mesh=parts.mesh.id,
+            standing=parts.standing,
+            registrar=self.registrar,
+            books=self.books,
+            memory=self.memory,
+            desk=self.invites.desk,
+            invites=self.invites,
+            renewing=self.renewing,
+            now_ms=parts.clock.now_ms,
+            draw=parts.entropy.draw,
+            name_of=service.name_of,
+            find_peer=service.find_peer,
+        )
+        return Members(around)
+
+    # What the books say of members
+
+    def _standing_changed(self) -> None:
+        """The books may say something new: act on it."""
+        if self._nursery is None:
+            # What is stored is judged when it is taken up.
+            return
+        parts = self._parts
+        changed = parts.standing.take_changed()
+        if changed:
+            self.renewing.look()
+        for peer in changed - {parts.keypair.peer_id}:
+            known = parts.standing.of(peer)
+            linked = self.discovery.member(peer) if peer in parts.links.links() else None
+            is_other = (
+                known is not None
+                and linked is not None
+                and (linked.role, linked.zones) != (known.member.role, known.member.zones)
+            )
+            self._nursery.start_soon(partial(self.neighbours.rejudge, peer, renew_link=is_other))
+
+    async def _use_chain(self, chain: Chain, member: Member) -> None:
+        """Store this device's new chain, and use it everywhere from then on."""
+        parts = self._parts
+        mesh = msgspec.structs.replace(parts.mesh, chain=chain)
+        await trio.to_thread.run_sync(parts.home.write_mesh, mesh)
+        was_admin = parts.member.role == "admin"
+        parts.mesh, parts.member = mesh, member
+        self.registrar.use(chain)
+        self.memory.use_chain(chain)
+        self.admission.use(chain)
+        self.service.facts.role, self.service.facts.zones = member.role, member.zones
+        self._memory_around.is_admin = member.role == "admin"
+        self._memory_around.zones = member.zones
+        self.neighbours.use(mesh)
+        if member.role == "admin" and not was_admin:
+            await self.books.take_up(chain, self.invites.granted())
+
+    def _is_searched(self, namespace_id: NamespaceId) -> bool:
+        """Tell whether texts of a namespace are for users; the mesh's own are not."""
+        namespace = self.memory.namespace(namespace_id)
+        return namespace is not None and not namespace.name.startswith("_")
 
     # What this peer says of itself
 
@@ -330,11 +492,38 @@ class Daemon:
     def _clock_jumped(self, by_ms: int) -> None:
         for peer in self.admission.skew_ms:
             self.admission.skew_ms[peer] -= by_ms
+        self.renewing.look()
 
     def _warnings(self) -> tuple[str, ...]:
-        trouble = self._clock_trouble()
+        trouble, right = self._clock_trouble(), self._right_trouble()
+        said = [trouble] if trouble is not None else []
+        if right is not None:
+            said.append(f"{right.what}; {right.remedy}")
         refused = (f"model {name}: {why}" for name, why in self.refused_models.items())
-        return (*([trouble] if trouble is not None else []), *refused)
+        return (*said, *refused)
+
+    def _right_trouble(self) -> Finding | None:
+        """Return what is wrong with this device's right to be in the mesh."""
+        if self._clock_trouble() is not None:
+            # What else seems wrong may follow from that.
+            return None
+        trouble = self.renewing.trouble()
+        if trouble is not None:
+            return trouble
+        inviter = self.first_books.awaited_from
+        if inviter is not None:
+            what = (
+                "this device has not heard yet who is in the mesh, and believes only who let it in"
+            )
+            remedy = f"bring {self.service.name_of(inviter)} in reach; the rest follows by itself"
+            return finding("warn", what, remedy)
+        revoked = [one for one in self.neighbours.refusals.values() if one.code == "revoked"]
+        # Its peers may have heard what this device has not.
+        if revoked and not self._parts.links.links():
+            remedy = f"an admin lets it in again with: covey admit {self._parts.keypair.peer_id}"
+            what = f"this device is let in by none of its peers: {revoked[0]}"
+            return finding("fail", what, remedy)
+        return None
 
     # Commands
 
@@ -356,6 +545,7 @@ class Daemon:
             store_failure=parts.store.failure,
             data=parts.config.data,
             lan_trouble=self.neighbours.lan_trouble,
+            right_trouble=self._right_trouble(),
         )
         return await trio.to_thread.run_sync(check_up, checked)
 
@@ -386,9 +576,11 @@ async def open_daemon(
     me = keypair.peer_id
     async with (
         open_store(home.store_folder) as store,
+        open_memory_store(home.memory_folder, clock.now_ms) as rows,
         open_pool(_pool_settings(config)) as pool,
     ):
         daemon: Daemon
+        standing = Standing(mesh.id)
         links = Links(me, lambda: _load(daemon))
         parts = _Parts(
             home=home,
@@ -400,9 +592,11 @@ async def open_daemon(
             clock=clock,
             entropy=entropy,
             store=store,
+            rows=rows,
+            standing=standing,
             pool=pool,
             links=links,
-            directory=Directory(me, mesh.id),
+            directory=Directory(me, mesh.id, standing.admit),
             dialling=Dialling(me, entropy.random()),
             incarnation=await next_incarnation(store, clock.now_ms()),
         )
@@ -427,13 +621,6 @@ async def _heed_signals(stop: trio.Event) -> None:
             if stop.is_set():
                 os._exit(130)
             stop.set()
-
-
-def _invites(parts: _Parts) -> Invites:
-    mesh = parts.mesh
-    is_admin = parts.member.role == "admin"
-    desk = InviteDesk(parts.keypair, mesh.chain, mesh.id, mesh.name) if is_admin else None
-    return Invites(desk, parts.store, parts.entropy.draw, parts.clock.now_ms)
 
 
 def _load(daemon: Daemon) -> Load:

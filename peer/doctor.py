@@ -34,12 +34,14 @@ class Checked:
     store_failure: str | None
     data: Mapping[str, DataSource]
     lan_trouble: str | None = None
+    right_trouble: Finding | None = None
+    """What is wrong with this device's right to be in its mesh."""
 
 
 def check_up(seen: Checked) -> list[Finding]:
     """Return every finding, the good ones too. Looks at files: call it in a thread."""
     return [
-        _certificate(seen.member, seen.now_ms),
+        _right(seen),
         _clock(seen),
         _root(seen),
         _links(seen),
@@ -84,6 +86,10 @@ def _fail(check: str, what: str, remedy: str) -> Finding:
     return Finding(check=check, level="fail", what=what, remedy=remedy)
 
 
+def _right(seen: Checked) -> Finding:
+    return seen.right_trouble or _certificate(seen.member, seen.now_ms)
+
+
 def _certificate(member: Member, now_ms: int) -> Finding:
     try:
         check_time(member, now_ms)
@@ -92,7 +98,8 @@ def _certificate(member: Member, now_ms: int) -> Finding:
         return _fail("certificate", f"{what}: this peer works on alone", remedy)
     days = (member.not_after_ms - now_ms) / 1000 / DAY_S
     if days < CERTIFICATE_WARN_DAYS:
-        return _warn("certificate", f"it ends in {days:.0f} days", "join again with a new invite")
+        what = f"it ends in {days:.0f} days"
+        return _warn("certificate", what, "bring an admin in reach, and: covey renew")
     return _ok("certificate", f"{member.role}, valid for {days:.0f} more days")
 
 

@@ -10,6 +10,7 @@ import trio
 from covey.gossip.task import TaskId
 from covey.gossip.task_state import TaskState
 
+from .memory_views import MemoryChange
 from .views import PeerView
 
 KEPT = 1024
@@ -24,6 +25,7 @@ class Happening:
     at_ms: int
     task: tuple[TaskId, TaskState] | None = None
     peer: PeerView | None = None
+    memory: MemoryChange | None = None
     text: str = ""
 
 
@@ -47,11 +49,12 @@ class Events:
         *,
         task: tuple[TaskId, TaskState] | None = None,
         peer: PeerView | None = None,
+        memory: MemoryChange | None = None,
         text: str = "",
     ) -> None:
         """Keep an event, and hand it to everyone who listens."""
         self._last_id += 1
-        event = Happening(self._last_id, kind, self._now_ms(), task, peer, text)
+        event = Happening(self._last_id, kind, self._now_ms(), task, peer, memory, text)
         self._kept.append(event)
         for listener in list(self._listeners):
             try:

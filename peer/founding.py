@@ -6,10 +6,11 @@ from pathlib import Path
 
 from covey.identity.certificate import found_mesh
 from covey.identity.envelope import mesh_id_of
-from covey.identity.errors import Conflict, Misuse
+from covey.identity.errors import Conflict, Misuse, NotFound
 from covey.identity.keys import KEY_BYTES, Keypair, PeerId
 from covey.identity.keystore import (
     PASSPHRASE_ENTROPY_BYTES,
+    open_root,
     passphrase_of,
     seal_root,
     write_key,
@@ -129,6 +130,23 @@ def _found(
     write_private(home.root_file, sealed)
     home.write_mesh(MeshFile(mesh, name, chain, ()))
     return mesh.hex(), passphrase
+
+
+def open_root_of(home: Home, passphrase: str) -> Keypair:
+    """Return the mesh's root key, opened; slow on purpose, so call it in a thread. Keep it nowhere.
+
+    Raises:
+        NotFound: it is not on this device.
+        NotAdmitted: the passphrase does not open it.
+    """
+    try:
+        sealed = home.root_file.read_bytes()
+    except FileNotFoundError as error:
+        raise NotFound(
+            f"the mesh's root key is not on this device; copy it to {home.root_file}, or do this on "
+            "the founding device"
+        ) from error
+    return open_root(sealed, passphrase)
 
 
 def _listen(text: str) -> tuple[str, int]:

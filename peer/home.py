@@ -77,6 +77,11 @@ class Home:
         return self.path / "store"
 
     @property
+    def memory_folder(self) -> Path:
+        """Where the shared memory rests."""
+        return self.path / "memory"
+
+    @property
     def models_folder(self) -> Path:
         """Model files."""
         return self.path / "models"

@@ -7,8 +7,8 @@ known: a dial shows this peer's chain, which is nobody else's business.
 """
 
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, replace
 
 import trio
 
@@ -19,6 +19,7 @@ from covey.gossip.directory import Directory, DirectoryEffect, Forget, Keep, Tel
 from covey.gossip.host import Host
 from covey.gossip.lan import Lan
 from covey.gossip.links import Links
+from covey.gossip.memory.standing import Standing
 from covey.gossip.network import LinkDown, LinkUp
 from covey.identity.errors import NotAdmitted, Unavailable
 from covey.identity.keys import Keypair, PeerId
@@ -32,6 +33,8 @@ log = logging.getLogger(__name__)
 
 DIAL_S = 5.0
 LOOK_S = 5.0
+# Who has joined just now dials nobody but who let it in until the mesh's books have come.
+BELIEVED_S = 30.0
 # The two clocks drift by less in LOOK_S; more is a clock that was set, or a device that slept.
 JUMP_MS = 2_000
 ITEM_BYTES_MAX = 64 * KIB
@@ -49,6 +52,10 @@ class Surroundings:
     directory: Directory
     dialling: Dialling
     now_ms: Callable[[], int]
+    standing: Standing
+    """Who is a member by now: nobody else is dialled."""
+    believed: Callable[[PeerId], Awaitable[None]]
+    """Returns once this peer would believe another one's chain."""
     quiet: bool = False
     """Others are told where this peer is, and not what it offers."""
     mdns: bool = False
@@ -87,6 +94,8 @@ class Neighbours:
         self._host: Host
         self._due = trio.Event()
         self._arrivals: dict[PeerId, trio.Event] = {}
+        self.refusals: dict[PeerId, NotAdmitted] = {}
+        """Who did not let this peer in when it was dialled last, and why."""
         self._lan = self._make_lan() if parts.mdns else None
         parts.links.on_link(self._link_changed)
         parts.links.on_message(adverts.CHANNEL, self._heard)
@@ -129,11 +138,49 @@ class Neighbours:
         if own is None or own.advert.issued_ms + adverts.RENEW_MS < now_ms:
             self.announce()
 
+    def met(self, peer: PeerId, addresses: Sequence[str]) -> None:
+        """Note where a member may be, and dial it soon."""
+        self._parts.dialling.remember(peer, addresses, trio.current_time())
+        self._due.set()
+
     def learn(self, item: Item) -> None:
         """Take in an advert that was found elsewhere than on a link."""
         parts = self._parts
         news = News((item,))
         self._carry_out(parts.directory.receive(parts.keypair.peer_id, news, parts.now_ms()))
+
+    def use(self, mesh: MeshFile) -> None:
+        """Show this peer's new chain from now on, and tell the mesh."""
+        self._parts = replace(self._parts, mesh=mesh)
+        self.refusals.clear()
+        self.announce()
+
+    async def rejudge(self, peer: PeerId, *, renew_link: bool = False) -> None:
+        """Act on a change of a peer's standing: cut off who is no member, take up who is one again.
+
+        Args:
+            peer: who.
+            renew_link: its link is to be opened anew, as what it now is.
+        """
+        parts = self._parts
+        key = peer.encode()
+        if parts.standing.is_void(peer):
+            parts.dialling.forget(peer)
+            parts.directory.forget(peer)
+            # Where it was is kept, should it be let in again.
+            parts.store.put([Change(Database.ADVERT, key, None)], _log_failure)
+            await self._host.evict(peer)
+            # What was under way when it was cut may have brought it back.
+            if parts.standing.is_void(peer):
+                parts.dialling.forget(peer)
+            return
+        self._carry_out(parts.directory.rejudge(peer, parts.now_ms()))
+        if not parts.dialling.knows(peer) and (row := parts.store.get(Database.ADDRESS, key)):
+            record = decode(row, AddressRecord)
+            parts.dialling.remember(peer, record.addresses, trio.current_time())
+            self._due.set()
+        if renew_link:
+            await self._host.evict(peer)
 
     async def reach(self, peer: PeerId) -> None:
         """Return once there is a link to a member; cancel it when it takes too long.
@@ -163,17 +210,19 @@ class Neighbours:
             for _, row in parts.store.scan(Database.ADVERT)
         ]
         parts.directory.restore(items, now_ms)
-        for peer, addresses in parts.mesh.bootstrap:
-            parts.dialling.remember(PeerId(peer), addresses, now)
-        for _, row in parts.store.scan(Database.ADDRESS):
-            record = decode(row, AddressRecord)
-            parts.dialling.remember(PeerId(record.peer), record.addresses, now)
+        records = [AddressRecord(*one) for one in parts.mesh.bootstrap]
+        records += [decode(row, AddressRecord) for _, row in parts.store.scan(Database.ADDRESS)]
+        for record in records:
+            peer = PeerId(record.peer)
+            if not parts.standing.is_void(peer):
+                parts.dialling.remember(peer, record.addresses, now)
 
     def _link_changed(self, event: LinkUp | LinkDown) -> None:
         parts = self._parts
         now = trio.current_time()
         match event:
             case LinkUp(peer, _):
+                self.refusals.pop(peer, None)
                 if (arrival := self._arrivals.pop(peer, None)) is not None:
                     arrival.set()
                 parts.dialling.connected(peer, now)
@@ -253,12 +302,15 @@ class Neighbours:
     async def _dial_one(self, peer: PeerId, addresses: Sequence[str]) -> None:
         dialling = self._parts.dialling
         try:
+            with trio.move_on_after(BELIEVED_S):
+                await self._parts.believed(peer)
             await self._host.dial(peer, addresses, timeout_s=DIAL_S)
         except Unavailable as error:
             log.debug("dial.failed", extra={"peer": peer, "why": str(error)})
             dialling.failed(peer, trio.current_time())
         except NotAdmitted as error:
             if error.code != "duplicate":
+                self.refusals[peer] = error
                 log.warning("dial.refused", extra={"peer": peer, "why": str(error)})
             dialling.failed(peer, trio.current_time(), refused=error.code != "duplicate")
         else:

@@ -1,11 +1,13 @@
-"""Which rows does the store have, and how did they become so?
+"""Which rows do the stores have, and how did they become so?
 
-Databases, and migrations in order.
+Databases, and migrations in order. The memory's databases are `gossip.memory.tables.Table`.
 """
 
 from collections.abc import Callable, Mapping
 from enum import StrEnum
 from typing import Any
+
+from covey.gossip.memory.tables import Table
 
 
 class Database(StrEnum):
@@ -15,7 +17,8 @@ class Database(StrEnum):
     """
 
     META = "meta"
-    """b"version", b"incarnation": big-endian integers; b"dht": discovery.TableRecord."""
+    """b"version", b"incarnation": big-endian integers; b"dht": discovery.TableRecord; b"books": there
+    once the mesh's books have come."""
     TASK = "task"
     """task id -> gossip.task.Task"""
     ORDER = "order"
@@ -30,13 +33,18 @@ class Database(StrEnum):
     """task id, origin -> gossip.executions.RunRecord"""
     INVITE = "invite"
     """public key -> gossip.joining.InviteRecord"""
+    PENDING = "pending"
+    """peer -> gossip.pending.PendingRecord"""
     ADVERT = "advert"
     """peer -> gossip.advert.Item"""
     ADDRESS = "address"
     """peer -> gossip.dialling.AddressRecord"""
 
 
+Migrate = Callable[[Any, Any], None]
+"""Takes the transaction, and the handles by database."""
 Migration = Callable[[Any, Mapping[Database, Any]], None]
+MemoryMigration = Callable[[Any, Mapping[Table, Any]], None]
 
 
 def m001_begin(_transaction: Any, _handles: Mapping[Database, Any]) -> None:
@@ -45,3 +53,10 @@ def m001_begin(_transaction: Any, _handles: Mapping[Database, Any]) -> None:
 
 MIGRATIONS: tuple[Migration, ...] = (m001_begin,)
 SCHEMA_VERSION = len(MIGRATIONS)
+
+
+def m001_begin_memory(_transaction: Any, _handles: Mapping[Table, Any]) -> None:
+    """Begin with empty tables."""
+
+
+MEMORY_MIGRATIONS: tuple[MemoryMigration, ...] = (m001_begin_memory,)

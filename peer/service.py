@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Callable, Collection
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 
+import msgspec
 import trio
 
 from covey.gossip.directory import Directory, Entry
@@ -13,14 +14,18 @@ from covey.gossip.links import Links
 from covey.gossip.network import Load
 from covey.gossip.task import NONCE_BYTES, TASK_ID_BYTES, Task, TaskId
 from covey.gossip.task_state import MOVES, TERMINAL, TaskState
-from covey.identity.errors import Conflict, NotFound
-from covey.identity.keys import PeerId
+from covey.identity.errors import Conflict, Malformed, Misuse, NotFound, Unavailable
+from covey.identity.keys import PeerId, public_key_of
 from covey.inference.pool import Pool
+from covey.inference.skills.summarize import SummarizeResult
 
 from .data_sources import DataSources
 from .events import Events, Happening
 from .intake import task_of
+from .members import Members
+from .memory_views import MemoryChange
 from .records import TaskRecords
+from .shared_memory import SharedMemory
 from .showing import peer_view, task_view, traffic_view
 from .views import (
     DiscoveryView,
@@ -36,6 +41,8 @@ from .views import (
 )
 
 LISTED_MAX = 1000
+SUMMARIZE = "summarize"
+SUMMARIZE_S = 120.0
 WAIT_S_MAX = 3600.0
 UNFINISHED = frozenset(MOVES) - TERMINAL
 
@@ -67,6 +74,8 @@ class Commands:
     invite: Callable[[InviteRequest], Awaitable[InviteView]]
     rescan_models: Callable[[], Awaitable[None]]
     doctor: Callable[[], Awaitable[list[Finding]]]
+    memory: "Callable[[Service], SharedMemory]"
+    members: "Callable[[Service], Members]"
     shutdown: Callable[[], None]
 
 
@@ -99,6 +108,10 @@ class Service:
         self._draw = draw
         self._events = Events(now_ms)
         self._ended, self._unfinished = records.states()
+        self.memory = commands.memory(self)
+        """What can be asked of the shared memory."""
+        self.members = commands.members(self)
+        """What can be asked of the mesh's members."""
         delivery.on_changed(self._task_changed)
 
     # Tasks
@@ -203,6 +216,7 @@ class Service:
             skills=self._own_skills(),
             traffic=traffic_view(self._links.traffic(), data_read_bytes=self._data.read_bytes),
             discovery=facts.discovery(),
+            memory=tuple(self.memory.steps()),
             warnings=facts.warnings(),
         )
 
@@ -260,6 +274,7 @@ class Service:
             at_ms=seen.at_ms,
             task=task,
             peer=seen.peer,
+            memory=seen.memory,
             text=seen.text,
         )
 
@@ -268,6 +283,10 @@ class Service:
         entry = self._directory.get(peer)
         if entry is not None:
             self._events.tell("peer", peer=self._peer_view(entry))
+
+    def memory_changed(self, change: MemoryChange) -> None:
+        """Something was remembered, or is gone: tell who watches."""
+        self._events.tell("memory", memory=change)
 
     def _task_changed(self, task_id: TaskId, state: TaskState) -> None:
         if state.state in TERMINAL:
@@ -280,6 +299,56 @@ class Service:
     def recount(self) -> None:
         """Count again: some tasks were forgotten."""
         self._ended, _ = self._records.states()
+
+    # For the shared memory
+
+    def name_of(self, peer: str) -> str:
+        """Return what a peer calls itself; its id if that is not known."""
+        return self._name(peer)
+
+    def other_peers(self) -> list[PeerId]:
+        """Return every peer known but this one."""
+        return [entry.peer for entry in self._directory if entry.peer != self.facts.me]
+
+    def find_peer(self, name: str) -> PeerId:
+        """Return the peer of this id or name.
+
+        Raises:
+            NotFound: none is known.
+            Misuse: several have the name.
+        """
+        named = [e.peer for e in self._directory if name in (e.peer, e.advert.name)]
+        if len(named) > 1:
+            raise Misuse(f"several peers are called {name!r}; name one by its id: covey peers")
+        if named:
+            return named[0]
+        try:
+            public_key_of(PeerId(name))
+        except Malformed:
+            raise NotFound(f"no peer is called {name!r}; see: covey peers") from None
+        return PeerId(name)
+
+    async def summarize(self, text: str) -> tuple[str, str]:
+        """Return a summary of the text, made on this device, and the model that worded it.
+
+        Raises:
+            Unavailable: this device cannot summarize, or did not in time.
+        """
+        if SUMMARIZE not in self._own_skills():
+            raise Unavailable(
+                "this device has no model that could summarize it; get one with: covey models pull"
+            )
+        request = SubmitRequest(
+            skill=SUMMARIZE,
+            input=msgspec.Raw(msgspec.json.encode({"text": text})),
+            peer=self.facts.me,
+            deadline_s=SUMMARIZE_S,
+        )
+        view = await self.submit(request, SUMMARIZE_S)
+        if view.state != "done":
+            raise Unavailable(f"this device could not summarize it: {view.reason}")
+        result = msgspec.json.decode(view.result, type=SummarizeResult)
+        return result.text, result.model if result.worded_by == "model" else ""
 
     # Views
 

@@ -8,6 +8,8 @@ from typing import Any, Literal
 
 import msgspec
 
+from .memory_views import MemoryChange, StepView
+
 TaskState = Literal["queued", "offered", "running", "done", "failed", "expired", "cancelled"]
 TERMINAL_STATES: frozenset[TaskState] = frozenset({"done", "failed", "expired", "cancelled"})
 
@@ -150,6 +152,8 @@ class StatusView(msgspec.Struct, frozen=True, kw_only=True):
     skills: tuple[str, ...]
     traffic: TrafficView
     discovery: DiscoveryView = DiscoveryView()
+    memory: tuple[StepView, ...] = ()
+    """Of each other peer: whether it holds the same, or how far it is behind and why."""
     warnings: tuple[str, ...] = ()
 
 
@@ -201,10 +205,11 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
     id: int
     """Grows from 1 at each start; 0: a task as it stands, which has no place in the order."""
     kind: str
-    """`task`, `peer`, `model`, `bye`."""
+    """`task`, `peer`, `memory`, `model`, `bye`."""
     at_ms: int
     task: TaskView | None = None
     peer: PeerView | None = None
+    memory: MemoryChange | None = None
     text: str = ""
 
 

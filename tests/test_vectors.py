@@ -16,6 +16,31 @@ from covey.gossip.bidding import Ask, Bid, Call, Calls, Pass
 from covey.gossip.hello import Hello, encode_hello
 from covey.gossip.joining import proof_bytes
 from covey.gossip.link_session import Frame, FrameReader, Kind, encode_frame
+from covey.gossip.memory import books
+from covey.gossip.memory import entry as memory_entry
+from covey.gossip.memory import messages as memory
+from covey.gossip.memory.entry import (
+    Header,
+    check_payload,
+    hash_of,
+    open_entry,
+    sign_entry,
+)
+from covey.gossip.memory.kinds import Lifetime, Type, kind_of
+from covey.gossip.memory.messages import Entries
+from covey.gossip.memory.messages import Item as MemoryItem
+from covey.gossip.memory.namespace import MEMBERS, namespace_of
+from covey.gossip.memory.payload import (
+    Embedding,
+    Payload,
+    Provenance,
+    Source,
+    decode_payload,
+    encode_payload,
+)
+from covey.gossip.memory.reconciliation import Session, answer
+from covey.gossip.memory.standing import Standing, certificate_id
+from covey.gossip.memory.summary import Summary
 from covey.gossip.messages import Accepted, Delivered, Offer, decode_message, encode_message
 from covey.gossip.task import (
     OUTCOME_KIND,
@@ -76,6 +101,47 @@ SEALED_OUTCOME = seal(OUTCOME, kind=OUTCOME_KIND, mesh=MESH, keypair=MEMBER)
 OFFER = Offer(TASK_ID, 1, NONCE, NEED, b"{}", digest_of(b"{}"), 60_000, 0, once=False)
 CALL = Call(bytes([5]) * 16, NEED, 60_000, bidding.threshold_for(1000))
 
+PUMPS = namespace_of(MESH, "ward-3", "plant/pumps")
+PAYLOAD = encode_payload(
+    Payload(
+        1,
+        bytes([6]) * 16,
+        "P-12/vibration",
+        "rising",
+        Provenance((Source("observations.csv", bytes([7]) * 32, 420, 14),), "smollm2", "summarize"),
+        Embedding("00" * 32, bytes([0, 60]) * 4),
+    )
+)
+HEADER = Header(
+    version=1,
+    namespace=PUMPS.id,
+    author=MEMBER.public_key,
+    clock=(NOW << 16) + 1,
+    expires_s=NOW // 1000 + 86_400,
+    kind=kind_of(Type.SHARED, Lifetime.NORMAL),
+    parent=hash_of(PUMPS.id, "P-12"),
+    key=hash_of(PUMPS.id, "P-12/vibration"),
+    seen=(bytes([8]) * 16,),
+    payload_digest=memory_entry.digest_of(PAYLOAD),
+    payload_bytes=len(PAYLOAD),
+    certificate=certificate_id(CHAIN[-1]),
+    derived_from=(bytes([9]) * 16,),
+)
+ENTRY = sign_entry(HEADER, mesh=MESH, keypair=MEMBER)
+SUMMARY = Summary([ENTRY.key])
+UNTIL = bytes([255]) * 8
+RANGES = Session(SUMMARY, until=UNTIL).begin()
+ENTRIES = Entries(3, "ward-3", "plant/pumps", (MemoryItem(ENTRY.data, PAYLOAD),))
+BOOK = books.compose(
+    ADMIN,
+    MESH,
+    namespace_of(MESH, "mesh", MEMBERS),
+    CHAIN[:1],
+    NOW << 16,
+    bytes(16),
+    books.Record(MEMBERS, MEMBER.peer_id, books.member_record(CHAIN)),
+)
+
 MADE: dict[str, str] = {
     "peer id": MEMBER.peer_id,
     "mesh id": MESH.hex(),
@@ -95,6 +161,24 @@ MADE: dict[str, str] = {
     "bid": bidding.encode_message(Bid(CALL.id, 100, 40)).hex(),
     "pass": bidding.encode_message(Pass(CALL.id, "it has no data 'shift-log'")).hex(),
     "lot": f"{bidding.lot(CALL.id, MEMBER.peer_id):x}",
+    "namespace id": PUMPS.id.hex(),
+    "memory entry": ENTRY.data.hex(),
+    "memory entry id": ENTRY.id.hex(),
+    "memory payload": PAYLOAD.hex(),
+    "memory book entry": BOOK.entry.data.hex(),
+    "memory book payload": (BOOK.payload or b"").hex(),
+    "memory digest": memory.encode_message(memory.Digest(NOW, bytes(16), answer=True)).hex(),
+    "memory compare": memory.encode_message(
+        memory.Compare(1, "ward-3", "plant/pumps", RANGES)
+    ).hex(),
+    "memory compared": memory.encode_message(memory.Compared(1, answer(Summary(), RANGES))).hex(),
+    "memory want": memory.encode_message(memory.Want("ward-3", "plant/pumps", ENTRY.id[:16])).hex(),
+    "memory entries": memory.encode_message(ENTRIES).hex(),
+    "memory took": memory.encode_message(memory.Took(3)).hex(),
+    "memory range digest": SUMMARY.fingerprint(b"", UNTIL)[1].hex(),
+    "memory salted digest": Summary([ENTRY.key], salt=bytes([10]) * 32)
+    .fingerprint(b"", UNTIL)[1]
+    .hex(),
     "frame": encode_frame(Frame(Kind.REQUEST, "input", b"body", 9, 1500, payload=True)).hex(),
 }
 
@@ -121,6 +205,15 @@ def test_what_was_frozen_is_still_understood() -> None:
     delivered = decode_message(frozen["outcome"])
     assert isinstance(delivered, Delivered)
     assert open_envelope(delivered.outcome, Outcome, kind=OUTCOME_KIND, mesh=MESH).body == OUTCOME
+    entry = open_entry(frozen["memory entry"], mesh=MESH)
+    assert entry.header == HEADER
+    check_payload(entry, frozen["memory payload"])
+    assert decode_payload(frozen["memory payload"]).value == "rising"
+    assert memory.decode_message(frozen["memory entries"]) == ENTRIES
+    standing = Standing(MESH)
+    books.learn_author(standing, frozen["memory book payload"])
+    book = open_entry(frozen["memory book entry"], mesh=MESH)
+    assert standing.judge(book, namespace_of(MESH, "mesh", MEMBERS))
     (frame,) = FrameReader().feed(frozen["frame"])
     assert (frame.channel, frame.body, frame.left_ms) == ("input", b"body", 1500)
 

@@ -11,19 +11,13 @@ import signal
 import sys
 import tempfile
 import threading
-from collections.abc import Generator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
-from time import perf_counter
 from types import FrameType
 from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.padding import Padding
 from rich.table import Table
-from rich.text import Text
 
 from covey.peer.client import Client
 from covey.peer.local_mesh import LocalMesh, LocalPeer, wait_until
@@ -31,6 +25,8 @@ from covey.peer.views import TaskView
 
 sys.path.insert(0, str(Path(__file__).parent))
 from logs import MachineLog, find_log
+from remembering import remember_and_forget
+from story import Story
 
 READING_SCHEMA = {
     "type": "object",
@@ -45,37 +41,6 @@ READING_SCHEMA = {
 READING = "pump_a reports a vibration of 9.8 mm/s"
 QUESTION = "In one sentence: what does a log file of a computer contain?"
 LONG_QUESTION = "Write a long story about a lighthouse keeper who repairs an old radio."
-
-
-@dataclass(slots=True)
-class Story:
-    """What the demo tells: to a person now, and as one JSON object at the end."""
-
-    console: Console
-    facts: dict[str, Any] = field(default_factory=lambda: dict[str, Any]())
-    _started: float = field(default_factory=perf_counter)
-
-    def chapter(self, title: str) -> None:
-        self.console.print()
-        self.console.rule(f"[bold]{title}", align="left", style="dim")
-
-    def say(self, text: str) -> None:
-        """Print a paragraph; further lines of it are indented as its first is."""
-        body = text.lstrip(" ")
-        self.console.print(
-            Padding(Text.from_markup(body), (0, 0, 0, len(text) - len(body)), expand=False)
-        )
-
-    @contextmanager
-    def timed(self, what: str) -> Generator[None]:
-        started = perf_counter()
-        with self.console.status(what):
-            yield
-        self.say(f"  {what} [dim]({perf_counter() - started:.1f} s)[/]")
-
-    @property
-    def elapsed_s(self) -> float:
-        return perf_counter() - self._started
 
 
 def main() -> None:
@@ -113,10 +78,11 @@ def tell(story: Story, mesh: LocalMesh, log: MachineLog) -> None:
     story.say(f"  data: {log.what} of this machine, {log.path.stat().st_size:,} bytes")
     gateway, archive, bench = found_and_join(story, mesh, log)
     introduce(story, gateway)
-    work_next_to_the_data(story, gateway, archive, log)
+    learned = work_next_to_the_data(story, gateway, archive, log)
     ask_both_engines(story, gateway, archive, bench)
     keep_to_oneself(story, gateway, bench)
     lose_a_peer(story, gateway, [archive, bench])
+    remember_and_forget(story, gateway, archive, bench, log, learned)
     count_the_bytes(story, gateway, archive, log)
     story.facts["elapsed_s"] = round(story.elapsed_s, 1)
     story.say(
@@ -185,7 +151,8 @@ def introduce(story: Story, gateway: LocalPeer) -> None:
 
 def work_next_to_the_data(
     story: Story, gateway: LocalPeer, archive: LocalPeer, log: MachineLog
-) -> None:
+) -> str:
+    """Let the archive's log be read where it lies; return in a sentence what was counted in it."""
     story.chapter("3. Tasks go to the data; only answers come back (asked on the gateway)")
     client = gateway.client
     with story.timed("classify the last 40 lines, where they lie"):
@@ -194,7 +161,8 @@ def work_next_to_the_data(
         )
     _show(story, "classify", classified)
     counts = _result(classified)["counts"] | {"no label": _result(classified)["abstained"]}
-    story.say("    labels: " + ", ".join(f"{label} {count}" for label, count in counts.items()))
+    counted = ", ".join(f"{label} {count}" for label, count in counts.items())
+    story.say(f"    labels: {counted}")
     fields = {"type": "object", "properties": log.fields}
     with story.timed("extract fields from the last 3 lines, where they lie"):
         taken = client.run("extract", {"schema": fields, "tail": 3}, data="machine-log", wait_s=120)
@@ -226,6 +194,7 @@ def work_next_to_the_data(
         "  [dim]The model is small (135 M parameters): it words and extracts. It decides nothing here: "
         "labels come from embeddings, counts and trends from code, and severity is never judged.[/]"
     )
+    return f"of {log.what}, the newest 40 tell of: {counted}"
 
 
 def _ask(peer: LocalPeer, question: str) -> TaskView:
@@ -351,7 +320,7 @@ def _running(client: Client, task_id: str) -> TaskView | None:
 
 
 def count_the_bytes(story: Story, gateway: LocalPeer, archive: LocalPeer, log: MachineLog) -> None:
-    story.chapter("7. What crossed the mesh, and what stayed")
+    story.chapter("8. What crossed the mesh, and what stayed")
     here = gateway.client.status().traffic
     # The archive counts since its last start, which the kill above may have moved: count a fresh task.
     before = archive.client.status().traffic

@@ -80,6 +80,7 @@ def _status_text(seen: StatusView) -> str:
         ("moved", f"{sent} of payload sent, {got} received, {control} of control messages"),
         ("stayed", f"{size(traffic.data_read_bytes)} of raw data read here"),
         ("finding", _finding_text(seen.discovery)),
+        *(("" if at else "memory", step.sentence) for at, step in enumerate(seen.memory)),
         ("at", "  ".join(seen.addresses)),
         ("api", "  ".join(seen.api)),
         ("version", seen.version),

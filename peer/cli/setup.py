@@ -1,7 +1,6 @@
 """How does a device become a peer, and get others into its mesh?"""
 
 import os
-import sys
 from pathlib import Path
 
 import click
@@ -9,9 +8,7 @@ import click
 from covey.inference.engine import AUTO, ENGINES
 
 from .group import command
-from .shell import Duration, Exit, KeyValue, Shell, duration
-
-TOKEN_BYTES_MAX = 1 << 16
+from .shell import Duration, KeyValue, Shell, duration
 
 
 @command(example="covey init --name line-1 --label line=1 --data shift-log=/var/log/dpkg.log")
@@ -116,45 +113,3 @@ def invite(shell: Shell, uses: int, expires: float, zones: tuple[str, ...]) -> N
     who = "1 device" if uses == 1 else f"{uses} devices"
     shell.say(f"lets {who} join within {duration(expires)}, while this peer is up")
     shell.say("on the other device: covey init --name NAME; covey join < token; covey up -d")
-
-
-@command(example="covey join < token")
-@click.argument("token", required=False)
-def join(shell: Shell, token: str | None) -> None:
-    """Join a mesh with TOKEN: the token itself, a file with it, or standard input."""
-    from covey.peer.clock_check import REMEDY, SKEW_MS_MAX
-    from covey.peer.joining import join_mesh
-
-    joined = join_mesh(shell.path, _token(token))
-    mesh = joined.mesh
-    inviter = mesh.bootstrap[0][0]
-    view: dict[str, object] = {"mesh": mesh.id.hex(), "name": mesh.name, "inviter": inviter}
-    view["clock_skew_ms"] = joined.skew_ms
-    shell.show("Joined", view, f"joined mesh {mesh.name}  {mesh.id.hex()}")
-    if abs(joined.skew_ms) > SKEW_MS_MAX:
-        way = "behind" if joined.skew_ms > 0 else "ahead of"
-        off = duration(abs(joined.skew_ms) / 1000)
-        shell.say(f"warning: this device's clock is {off} {way} the inviter's; {REMEDY} first")
-    shell.say("next: covey up -d")
-
-
-def _token(given: str | None) -> str:
-    if given is None or given == "-":
-        if sys.stdin.isatty():
-            raise Exit(2, "give a token, a file with one, or a token on standard input")
-        token = sys.stdin.buffer.read(TOKEN_BYTES_MAX).decode(errors="replace").strip()
-        if not token:
-            raise Exit(2, "standard input was empty; give a token: make one with: covey invite")
-        return token
-    if not given.startswith("covey") and _is_file(given):
-        with Path(given).open("rb") as file:
-            return file.read(TOKEN_BYTES_MAX).decode(errors="replace").strip()
-    return given.strip()
-
-
-def _is_file(text: str) -> bool:
-    try:
-        return Path(text).is_file()
-    except (OSError, ValueError):
-        # Too long for a path, or with a NUL in it.
-        return False

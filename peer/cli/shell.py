@@ -16,7 +16,7 @@ from covey.peer.client.client import Client, connect
 
 EXIT_CODES = {
     0: "done",
-    1: "failed: the task (also over its input), or a finding of doctor",
+    1: "failed: the task (also over its input), or a finding of doctor or of a check",
     2: "wrong usage, input or configuration",
     3: "the daemon is not running",
     4: "not found",

@@ -7,8 +7,8 @@ import http.client
 import os
 import socket
 import time  # pauses between attempts; nothing here is decided by it
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, suppress
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Self, TypeVar
 from urllib.parse import quote
@@ -30,6 +30,7 @@ from covey.peer.views import (
 )
 
 from .errors import OF_KIND, AnswerLost, ClientError, DaemonNotRunning, TaskFailed
+from .members import MemberClient
 
 T = TypeVar("T")
 CONNECT_S = 5.0
@@ -40,6 +41,7 @@ POLL_S = 60.0
 # A stream of events that broke is opened again for so long: a daemon restarts in about 2 s.
 RESUME_S = 15.0
 PAUSE_S, PAUSE_S_MAX = 0.05, 1.0
+BLOCK_BYTES = 1 << 16
 
 
 _VERSIONS = "covey and the daemon may be of different versions: covey version; covey status"
@@ -65,8 +67,9 @@ class _UnixConnection(http.client.HTTPConnection):
         self.sock = opened
 
 
-class Client:
-    """One daemon's local API. Use `connect`.
+class Client(MemberClient):
+    """One daemon's local API. Use `connect`. What it asks of the shared memory is in `memory.py`,
+    of the mesh's members in `members.py`.
 
     A connection is kept between calls. Where it breaks, a question is asked once more, and so is a
     task with a key; a task without one is not: the daemon may have taken it (`AnswerLost`).
@@ -246,16 +249,11 @@ class Client:
     ) -> Iterator[tuple[int | None, Event | None]]:
         """Give (id, event) of one connection; (None, None) once it is open."""
         connection.timeout = timeout_s
-        headers = self._headers()
-        if after is not None:
-            headers["last-event-id"] = str(after)
+        headers = {} if after is None else {"last-event-id": str(after)}
         query = "" if task is None else f"?task={quote(task, safe='', errors='replace')}"
-        connection.request("GET", f"/v1/events{query}", headers=headers)
-        with connection.getresponse() as answer:
-            if answer.status != 200:
-                raise _as_error(answer.status, answer.read())
-            if not answer.headers.get("content-type", "").startswith("text/event-stream"):
-                raise ClientError("something else than a covey daemon answered", remedy=_VERSIONS)
+        with self._streamed(
+            connection, f"/v1/events{query}", "text/event-stream", headers
+        ) as answer:
             yield None, None
             place = None
             for line in answer:
@@ -265,6 +263,37 @@ class Client:
                     yield place, _decoded(line[6:], Event)
 
     # The inside
+
+    @contextmanager
+    def _streamed(
+        self,
+        connection: http.client.HTTPConnection,
+        path: str,
+        media_type: str,
+        headers: Mapping[str, str],
+    ) -> Generator[http.client.HTTPResponse]:
+        """Ask for what is sent bit by bit."""
+        connection.request("GET", path, headers={**self._headers(), **headers})
+        with connection.getresponse() as answer:
+            if answer.status != 200:
+                raise _as_error(answer.status, answer.read())
+            if not answer.headers.get("content-type", "").startswith(media_type):
+                raise ClientError("something else than a covey daemon answered", remedy=_VERSIONS)
+            yield answer
+
+    def _lines(self, path: str, kind: type[T], *, media_type: str) -> Iterator[T]:
+        """Give JSON lines; raises if they broke off, as an end alone would not show."""
+        try:
+            with closing(self._connect()) as connection:
+                connection.timeout = ANSWER_S
+                with self._streamed(connection, path, media_type, {}) as answer:
+                    rest = b""
+                    while block := answer.read(BLOCK_BYTES):
+                        *lines, rest = (rest + block).split(b"\n")
+                        for line in lines:
+                            yield _decoded(line, kind)
+        except (http.client.HTTPException, OSError) as error:
+            raise self._unreachable(error) from error
 
     def _post_task(
         self,
@@ -282,8 +311,17 @@ class Client:
     def _get(self, path: str, kind: type[T], *, wait_s: float = 0.0) -> T:
         return self._call("GET", path, b"", kind, wait_s=wait_s, repeat=True)
 
-    def _items(self, path: str, kind: type[T]) -> list[T]:
-        raw = self._get(path, _Items).items
+    def _items(
+        self,
+        path: str,
+        kind: type[T],
+        *,
+        method: str = "GET",
+        body: bytes = b"",
+        wait_s: float = 0.0,
+    ) -> list[T]:
+        repeat = method == "GET"
+        raw = self._call(method, path, body, _Items, wait_s=wait_s, repeat=repeat).items
         items: list[T] = _decoded(bytes(raw), list[kind])  # type: ignore[valid-type]  # made at run time
         return items
 
@@ -311,10 +349,13 @@ class Client:
             was_sent = self._connection is not None
             self.close()
             if was_sent and method == "POST" and not repeat:
+                look = "covey tasks; a task with a key can be repeated"
+                if path.startswith("/v1/memory"):
+                    look = "covey memory ls"
                 raise AnswerLost(
                     f"the connection broke before the daemon answered ({_named(error)}): it may have "
                     "taken the request, or not",
-                    remedy="look before you repeat it: covey tasks; a task with a key can be repeated",
+                    remedy=f"look before you repeat it: {look}",
                 ) from error
             raise self._unreachable(error) from error
         if status >= 400:

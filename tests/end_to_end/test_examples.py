@@ -49,3 +49,9 @@ def test_an_example_without_a_daemon_says_how_to_start_one(example: str, short_p
     done = run(program, str(ROOT / "examples" / example), home=short_path)
     assert done.returncode == 3
     assert "covey up -d" in done.stderr
+
+
+def test_the_memory_example_converges_shows_a_conflict_and_forgets(short_path: Path) -> None:
+    done = run(sys.executable, str(ROOT / "examples/shared_memory.py"), home=short_path)
+    assert done.returncode == 0, done.stderr
+    assert "  failures: 5; limit: in conflict, alice 7.1, bob 9.8" in done.stdout.splitlines()

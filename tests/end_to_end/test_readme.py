@@ -36,6 +36,11 @@ def expected(line: str, said: str, notes: str) -> None:
         assert "summarize" in said
         assert "line-1" in said
         assert "it has data 'shift-log'" in said
+    elif line.startswith("covey recall"):
+        assert "an unattended upgrade floods the install log" in said
+        assert "gateway" in said
+    elif line == "covey memory":
+        assert "plant/logs" in said
     elif line == "covey status":
         assert "1 linked of 1 known" in said
 

@@ -89,6 +89,12 @@ def test_all_commands_are_there() -> None:
         *("covey tasks", "covey tasks ls", "covey tasks show", "covey tasks watch"),
         *("covey tasks cancel", "covey models", "covey models ls", "covey models pull"),
         *("covey models add", "covey models rm", "covey version"),
+        *("covey remember", "covey recall", "covey memory", "covey memory ls"),
+        *("covey memory show", "covey memory get", "covey memory history", "covey memory forget"),
+        *("covey memory export", "covey memory import", "covey memory stats"),
+        *("covey memory sync", "covey memory verify", "covey memory watch"),
+        *("covey pending", "covey approve", "covey deny", "covey members"),
+        *("covey admit", "covey revoke", "covey renew"),
     }
 
 

@@ -31,6 +31,7 @@ from covey.peer.client import (
 )
 from covey.peer.client.client import PAUSE_S, default_home
 from covey.peer.local_mesh import LocalPeer, wait_until
+from covey.peer.memory_views import ExportedEntry, WriteRequest
 
 TASK = {
     "id": "00" * 16,
@@ -132,11 +133,11 @@ def _answer(body: object, status: int) -> bytes:
     return b"HTTP/1.1 %d \r\ncontent-length: %d\r\n\r\n%b" % (status, len(data), data)
 
 
-def told(*events: tuple[int, str]) -> Deed:
-    """Tell events, and break off."""
+def told(*events: tuple[int, str], more: str = "") -> Deed:
+    """Tell events, with more fields, and break off."""
     head = b"HTTP/1.1 200 \r\ncontent-type: text/event-stream\r\n\r\n: covey\n\n"
     lines = [
-        f'id: {place}\nevent: {kind}\ndata: {{"id":{place},"kind":"{kind}","at_ms":1}}\n\n'.encode()
+        f'id: {place}\nevent: {kind}\ndata: {{"id":{place},"kind":"{kind}","at_ms":1{more}}}\n\n'.encode()
         for place, kind in events
     ]
     return Deed(head + b"".join(lines), leaves=True)
@@ -333,7 +334,150 @@ def test_a_refused_listener_hears_why() -> None:
     assert daemon.heard == ["GET /v1/events?task=nobody"]
 
 
+# The shared memory
+
+LINE = ExportedEntry(zone="mesh", namespace="a", header="AAAA", payload=None)
+ENTRY = {
+    "id": "ab" * 32,
+    "namespace": "a",
+    "zone": "mesh",
+    "author": "p",
+    "author_name": "solo",
+    "at_ms": 1,
+    "expires_ms": 2,
+    "type": "note",
+    "lifetime": "normal",
+    "state": "shown",
+}
+ENTRIES = {"v": 1, "kind": "EntryList", "items": [ENTRY]}
+WRITES: dict[str, Callable[[Client], object]] = {
+    "what is remembered": lambda client: client.remember("a", "x"),
+    "what is remembered together": lambda client: client.remember_all(
+        [WriteRequest(namespace="a", type="counter", key="k", value=1)]
+    ),
+    "what is forgotten": lambda client: client.forget("ab"),
+}
+
+
+@pytest.mark.parametrize("call", WRITES.values(), ids=WRITES.keys())
+def test_what_would_count_twice_is_never_sent_twice(call: Callable[[Client], object]) -> None:
+    with scripted(answers(TASK), LEAVES) as (client, daemon):
+        client.task("last")
+        with pytest.raises(AnswerLost, match="look before you repeat it: covey memory ls"):
+            call(client)
+        assert len(daemon.heard) == 2
+
+
+ASKED: dict[str, tuple[Callable[[Client], object], object]] = {
+    "a list": (lambda client: client.memory_entries("a"), ENTRIES),
+    "an entry": (lambda client: client.memory_entry("ab"), ENTRY),
+    "a recall": (lambda client: client.recall("why"), {"question": "", "hits": [], "searched": 0}),
+    "an import": (lambda client: client.memory_import([LINE]), {"taken": 1, "refused": []}),
+    "a check": (
+        lambda client: client.memory_verify(),
+        {"entries": 1, "payloads": 1, "certificates": 1, "problems": [], "took_ms": 1},
+    ),
+}
+
+
+@pytest.mark.parametrize(("call", "answer"), ASKED.values(), ids=ASKED.keys())
+def test_what_changes_nothing_when_it_is_sent_twice_is_repeated_once(
+    call: Callable[[Client], object], answer: object
+) -> None:
+    with scripted(answers(TASK), LEAVES, answers(answer)) as (client, daemon):
+        client.task("last")
+        call(client)
+        assert daemon.heard[1] == daemon.heard[2]
+        assert len(daemon.heard) == 3
+
+
+def test_what_is_asked_is_sent_as_it_was_written() -> None:
+    with scripted(answers(ENTRY), answers(ENTRIES)) as (client, daemon):
+        client.memory_entry("a/b?c#%\udcff")
+        client.memory_entries("plant/*", author="ä b", all_states=True, limit=7)
+    assert daemon.heard == [
+        "GET /v1/memory/entries/a%2Fb%3Fc%23%25%3F",
+        "GET /v1/memory?namespace=plant%2F%2A&author=%C3%A4+b&limit=7&all=1",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("lines", "requests"),
+    [([], 0), ([LINE] * 1000, 1), ([LINE] * 1001, 2)],
+    ids=["nothing", "as many as one request may hold", "one more"],
+)
+def test_an_import_is_sent_in_as_many_requests_as_it_needs(
+    lines: list[ExportedEntry], requests: int
+) -> None:
+    with scripted(answers({"taken": 5, "refused": ["old"]})) as (client, daemon):
+        done = client.memory_import(iter(lines))
+    assert daemon.heard == ["POST /v1/memory/import"] * requests
+    assert (done.taken, len(done.refused)) == (5 * requests, requests)
+
+
+def test_long_lines_of_an_import_stay_below_what_the_daemon_takes_at_once() -> None:
+    long = ExportedEntry(zone="mesh", namespace="a", header="", payload="A" * 400_000, shows="x")
+    with scripted(answers({"taken": 1, "refused": []})) as (client, daemon):
+        assert client.memory_import([long] * 5).taken == 3
+    assert len(daemon.heard) == 3
+
+
+def exported(*chunks: bytes, ends: bool) -> Deed:
+    head = b"HTTP/1.1 200 \r\ncontent-type: application/jsonl\r\ntransfer-encoding: chunked\r\n\r\n"
+    body = b"".join(b"%x\r\n%b\r\n" % (len(chunk), chunk) for chunk in chunks)
+    return Deed(head + body + (b"0\r\n\r\n" if ends else b""), leaves=True)
+
+
+def test_an_export_comes_line_by_line_however_it_is_cut() -> None:
+    line = b'{"zone":"mesh","namespace":"a","header":"AAAA","payload":null}\n'
+    with scripted(exported(line[:9], line[9:] + line, line[:1], line[1:], ends=True)) as (
+        client,
+        _,
+    ):
+        assert list(client.memory_export()) == [LINE] * 3
+
+
+def test_an_export_that_breaks_off_is_an_error_and_not_an_end() -> None:
+    line = b'{"zone":"mesh","namespace":"a","header":"AAAA","payload":null}\n'
+    with scripted(exported(line, ends=False)) as (client, _):
+        lines = client.memory_export()
+        with pytest.raises(ClientError):
+            list(lines)
+
+
+def test_watching_the_memory_gives_its_changes_and_passes_over_the_rest() -> None:
+    change = ',"memory":{"namespace":"a","zone":"mesh","gone":["ab"]}'
+    with scripted(
+        told((1, "task"), (2, "peer")), told((3, "memory"), more=change), told((4, "bye"))
+    ) as (client, _):
+        (seen,) = client.memory_watch()
+    assert (seen.namespace, seen.gone) == ("a", ("ab",))
+
+
 # With a real daemon
+
+
+@pytest.mark.end_to_end
+def test_what_a_program_remembers_it_can_ask_for_in_every_way(peer: LocalPeer) -> None:
+    client = peer.client
+    note = client.remember("plant/pumps", "P-12: vibration precedes seal failure", ttl_s=3600)
+    client.remember("plant/pumps", 3, type="counter", key="failures")
+    counts = WriteRequest(namespace="plant/pumps", type="counter", key="failures", value=1)
+    assert len(client.remember_all([counts] * 2)) == 2
+    assert client.memory_entry(note.id[:12]) == note
+    assert note in client.memory_entries("plant/*", author="solo")
+    (value,) = client.memory_value("failures")
+    assert (value.type, value.value, value.counts[0].added) == ("counter", 5, 5)
+    assert client.memory_history("failures", namespace="plant/pumps")[0].type == "counter"
+    wait_until(lambda: client.recall("why do seals fail").hits, "it is in the index")
+    assert client.recall("seal", k=1, namespace="plant/*").hits[0].entry == note
+    lines = list(client.memory_export("plant/pumps"))
+    assert client.memory_import(lines).refused == ()
+    assert client.forget(note.id).forgotten == 1
+    assert client.memory_entry(note.id).state == "forgotten"
+    assert client.memory_verify().problems == ()
+    assert client.memory_stats().entries >= 3
+    assert client.memory_sync(timeout_s=1) == []
 
 
 @pytest.fixture(scope="module")

@@ -1,19 +1,33 @@
 """The store's promises: what was told to be durable is there, in order, whatever ends the process."""
 
+import os
+import resource
+import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+import threading
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import trio
+import trio.testing
 
-from covey.identity.errors import Unavailable
+from covey.identity.errors import Conflict, Unavailable
 from covey.peer import store as store_module
 from covey.peer.schema import MIGRATIONS, SCHEMA_VERSION, Database, Migration
-from covey.peer.store import Change, Store, StoreTooNew, next_incarnation, open_store
+from covey.peer.store import (
+    Change,
+    Failed,
+    Store,
+    StoreTooNew,
+    Transaction,
+    next_incarnation,
+    open_store,
+)
 
 SMALL_MAP = 4 * 1024**2
 
@@ -46,12 +60,12 @@ async def test_rows_are_read_back_by_key_and_by_prefix(tmp_path: Path) -> None:
 
 async def test_many_changes_are_few_commits_told_in_order(tmp_path: Path) -> None:
     async with open_store(tmp_path) as store:
-        first = store._environment.info()["last_txnid"]  # pyright: ignore[reportPrivateUsage]
+        first = store._opened.environment.info()["last_txnid"]  # pyright: ignore[reportPrivateUsage]
         told: list[int] = []
         for number in range(2000):
             store.put([row(number)], lambda _error, number=number: told.append(number))
         await ended(store)
-        last = store._environment.info()["last_txnid"]  # pyright: ignore[reportPrivateUsage]
+        last = store._opened.environment.info()["last_txnid"]  # pyright: ignore[reportPrivateUsage]
         assert told == list(range(2000))
         assert store.count(Database.TASK) == 2000
         assert last - first < 200
@@ -63,6 +77,298 @@ async def test_a_change_is_not_seen_before_it_is_durable_and_is_when_told(tmp_pa
         store.put([row(1)], lambda _error: seen.append(store.get(Database.TASK, row(1).key)))
         await ended(store)
         assert seen == [b"value"]
+
+
+# Jobs
+
+
+@contextmanager
+def held_up(store: Store) -> Generator[None]:
+    """Keep the writer busy, so that all that is queued inside the block is one group."""
+    begun, go_on = threading.Event(), threading.Event()
+
+    def wait(_rows: Transaction) -> None:
+        begun.set()
+        assert go_on.wait(20)
+
+    store.add(wait, lambda _ended: None)
+    assert begun.wait(20)
+    try:
+        yield
+    finally:
+        go_on.set()
+
+
+def commits(store: Store) -> int:
+    return int(store._opened.environment.info()["last_txnid"])  # pyright: ignore[reportPrivateUsage]
+
+
+def adding(number: int, *, fails: bool = False) -> Any:
+    def job(rows: Transaction) -> int:
+        rows.put(Database.TASK, row(number).key, b"job")
+        if fails:
+            raise KeyError(number)
+        return number * 10
+
+    return job
+
+
+async def test_many_who_wait_for_their_own_job_share_commits(tmp_path: Path) -> None:
+    async with open_store(tmp_path) as store:
+        first = commits(store)
+        sums: list[int] = []
+
+        async def write(writer: int) -> None:
+            sums.extend([await store.run(adding(writer * 10 + number)) for number in range(10)])
+
+        with trio.fail_after(60):
+            async with trio.open_nursery() as nursery:
+                for writer in range(64):
+                    nursery.start_soon(write, writer)
+
+        assert sorted(sums) == [number * 10 for number in range(640)]
+        assert store.count(Database.TASK) == 640
+        assert commits(store) - first < 320
+
+
+async def test_a_job_that_raises_leaves_nothing_and_harms_no_other_of_its_group(
+    tmp_path: Path,
+) -> None:
+    def refuses(rows: Transaction) -> None:
+        raise Conflict(f"it is there: {rows.get(Database.TASK, row(1).key)!r}")
+
+    async with open_store(tmp_path) as store:
+        ends: list[Any] = []
+        first = commits(store)
+        with held_up(store):
+            for job in (
+                adding(1),
+                adding(2, fails=True),
+                refuses,
+                adding(3),
+                adding(4, fails=True),
+            ):
+                store.add(job, ends.append)
+            store.put([row(5)], ends.append)
+        await ended(store)
+
+        assert commits(store) - first <= 3, "they were one group"
+        assert [type(one) for one in ends] == [int, Failed, Failed, int, Failed, type(None)]
+        assert (ends[0], ends[3]) == (10, 30)
+        assert repr(ends[1].error) == "KeyError(2)"
+        assert str(ends[2].error) == "it is there: b'job'"
+        assert [key for key, _ in store.scan(Database.TASK)] == [row(one).key for one in (1, 3, 5)]
+        assert store.failure is None, "the disk is not to blame"
+
+
+async def test_a_group_that_has_much_to_write_takes_no_more(tmp_path: Path) -> None:
+    async with open_store(tmp_path) as store:
+        first = commits(store)
+        with held_up(store):
+            for number in range(6):
+                size_bytes = store_module.GROUP_BYTES_MAX // 2
+                store.add(adding(number), lambda _ended: None, size_bytes=size_bytes)
+        await ended(store)
+        assert commits(store) - first == 3
+
+
+async def test_a_job_that_raises_raises_where_it_is_waited_for(tmp_path: Path) -> None:
+    async with open_store(tmp_path) as store:
+        with pytest.raises(KeyError, match="7"):
+            await store.run(adding(7, fails=True))
+        assert await store.run(adding(8)) == 80
+        assert store.count(Database.TASK) == 1
+
+
+async def test_a_job_reads_what_those_before_it_wrote(tmp_path: Path) -> None:
+    """So a value that is read, raised and written in one job loses nobody's."""
+
+    def raise_it(rows: Transaction) -> int:
+        value = int.from_bytes(rows.get(Database.META, b"n") or b"", "big") + 1
+        rows.put(Database.META, b"n", value.to_bytes(4, "big"))
+        return value
+
+    async with open_store(tmp_path) as store:
+        seen: list[int] = []
+
+        async def raise_often() -> None:
+            seen.extend([await store.run(raise_it) for _ in range(20)])
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(16):
+                nursery.start_soon(raise_often)
+        assert sorted(seen) == list(range(1, 321))
+
+
+async def test_jobs_changes_and_compactions_are_told_in_the_order_of_queueing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store_module, "WAITING_MAX", 7)
+    told: list[int] = []
+    async with open_store(tmp_path) as store:
+
+        async def compact() -> None:
+            await store.compact()
+            told.append(-1)
+
+        async with trio.open_nursery() as nursery:
+            with held_up(store):
+                for number in (0, 1, 2):
+                    job = adding(number, fails=number == 1)
+                    store.add(job, lambda _ended, number=number: told.append(number))
+                nursery.start_soon(compact)
+                await trio.testing.wait_all_tasks_blocked()
+                for number in range(3, 9):  # two more than may wait
+                    store.put([row(number)], lambda _error, number=number: told.append(number))
+        await ended(store)
+        assert [one for one in told if one >= 0] == list(range(9))
+        # Who awaits it is woken after it, and perhaps after what was told at once behind it.
+        assert told.index(-1) > 2
+        assert store.count(Database.TASK) == 2 + 3
+
+
+# Compaction
+
+
+async def test_a_compacted_store_has_the_same_rows_and_goes_on(tmp_path: Path) -> None:
+    async with open_store(tmp_path) as store:
+        await store.commit([row(number, bytes(1000)) for number in range(5000)])
+        await store.commit([Change(Database.META, b"one", b"1"), row(1, None)])
+        rows = store.scan(Database.TASK)
+        size_bytes = (tmp_path / "data.mdb").stat().st_size
+        await store.commit([row(number, None) for number in range(1000, 5000)])
+
+        for number in range(3):
+            await store.compact()
+            await store.commit([Change(Database.META, b"after", bytes((number,)))])
+
+        assert store.scan(Database.TASK) == rows[:999]
+        assert (tmp_path / "data.mdb").stat().st_size < size_bytes / 2
+        assert store._opened.environment.flags()["sync"]  # pyright: ignore[reportPrivateUsage]
+    assert sorted(os.listdir(tmp_path)) == ["data.mdb", "lock.mdb"]
+    async with open_store(tmp_path) as store:
+        assert store.scan(Database.TASK) == rows[:999]
+        assert store.get(Database.META, b"one") == b"1"
+        assert store.get(Database.META, b"after") == b"\x02"
+
+
+def mapped() -> str:
+    """Return which files this process has in its memory."""
+    return Path("/proc/self/maps").read_text()
+
+
+@pytest.mark.parametrize("what", ["compaction", "closing"])
+async def test_who_reads_on_a_thread_is_not_disturbed_by(tmp_path: Path, what: str) -> None:
+    begun, go_on = threading.Event(), threading.Event()
+
+    def read(store: Store) -> tuple[list[bytes], list[bytes]]:
+        with store.reading() as rows:
+            before = [key for key, _ in rows.scan(Database.TASK, b"")]
+            begun.set()
+            assert go_on.wait(20)
+            return before, [key for key, _ in rows.scan(Database.TASK, b"")]
+
+    seen: list[tuple[list[bytes], list[bytes]]] = []
+
+    async def read_on_a_thread(store: Store) -> None:
+        seen.append(await trio.to_thread.run_sync(read, store))
+
+    async with trio.open_nursery() as nursery:
+        async with open_store(tmp_path) as store:
+            await store.commit([row(number, bytes(500)) for number in range(300)])
+            nursery.start_soon(read_on_a_thread, store)
+            await trio.to_thread.run_sync(begun.wait, 20)
+            if what == "compaction":
+                await store.compact()
+                await store.commit([row(number, None) for number in range(299)])
+                assert store.count(Database.TASK) == 1
+        go_on.set()
+    before, after = seen[0]
+    assert before == after == [row(number).key for number in range(300)]
+    # The old file is let go of, not kept by a map.
+    assert str(tmp_path) not in mapped()
+
+
+async def test_a_store_that_is_closed_cannot_be_read_or_compacted(tmp_path: Path) -> None:
+    async with open_store(tmp_path) as store:
+        pass
+    with pytest.raises(Unavailable, match="the store is closed"):
+        store.scan(Database.TASK)
+    with pytest.raises(Unavailable, match="the store is closed"):
+        await store.compact()
+
+
+@contextmanager
+def files_up_to(size_bytes: int) -> Generator[None]:
+    """Let no file of this process grow beyond it: what a full disk is to the rest of the code."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize("seen", ["beforehand", "by the system"])
+async def test_a_compaction_without_room_says_so_and_the_store_goes_on_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seen: str
+) -> None:
+    async with open_store(tmp_path) as store:
+        await store.commit([row(number, bytes(10_000)) for number in range(300)])
+        if seen == "beforehand":
+            with monkeypatch.context() as patched:
+                usage = shutil.disk_usage(tmp_path)._replace(free=3_000_000)
+
+                def little_room(_path: Path) -> object:
+                    return usage
+
+                patched.setattr(shutil, "disk_usage", little_room)
+                with pytest.raises(Unavailable, match=r"not compacted: .* the disk has 3,000,000;"):
+                    await store.compact()
+        else:
+            with (
+                files_up_to(1024**2),
+                pytest.raises(Unavailable, match=r"is full or failing .* nothing acknowledged is"),
+            ):
+                await store.compact()
+        assert sorted(os.listdir(tmp_path)) == ["data.mdb", "lock.mdb"]
+        await store.commit([row(300)])
+        await store.compact()
+        assert store.count(Database.TASK) == 301
+
+
+async def test_a_folder_that_cannot_be_synced_takes_nothing_more_until_a_restart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its name for the new file may be lost in a power cut, and so what is written into that."""
+
+    def fails(_descriptor: int) -> None:
+        raise OSError(5, "Input/output error")
+
+    async with open_store(tmp_path) as store:
+        await store.commit([row(1)])
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "fsync", fails)
+            with pytest.raises(Unavailable, match="was not compacted: Input/output error"):
+                await store.compact()
+        for _ in range(2):
+            with pytest.raises(Unavailable, match="restart covey"):
+                await store.commit([row(2)])
+        assert store.failure is not None
+        assert store.count(Database.TASK) == 1
+    async with open_store(tmp_path) as store:
+        await store.commit([row(2)])
+        assert store.count(Database.TASK) == 2
+
+
+async def test_a_copy_that_a_crash_left_behind_is_cleared_away_at_start(tmp_path: Path) -> None:
+    (tmp_path / "compacting").mkdir()
+    (tmp_path / "compacting" / "data.mdb").write_bytes(b"half")
+    async with open_store(tmp_path):
+        assert sorted(os.listdir(tmp_path)) == ["data.mdb", "lock.mdb"]
+
+
+# Crashes, full disks, limits
 
 
 COMMIT_FOR_EVER = """
@@ -99,7 +405,7 @@ async def test_what_was_told_durable_is_there_after_a_kill(tmp_path: Path) -> No
     told = await trio.to_thread.run_sync(told_until_killed, tmp_path)
     async with open_store(tmp_path) as store:
         # A power cut cannot be tried here: what it asks of LMDB is that each commit is synced.
-        assert store._environment.flags()["sync"]  # pyright: ignore[reportPrivateUsage]
+        assert store._opened.environment.flags()["sync"]  # pyright: ignore[reportPrivateUsage]
         found = {key for key, _ in store.scan(Database.TASK)}
         await store.commit([row(10**6)])
     assert {number.to_bytes(4, "big") for number in told} <= found
@@ -202,7 +508,6 @@ async def test_migrations_run_in_order_each_exactly_once(
     async def open_with(*names: str) -> bytes | None:
         migrations = (*MIGRATIONS, *(writing(name) for name in names))
         monkeypatch.setattr(store_module, "MIGRATIONS", migrations)
-        monkeypatch.setattr(store_module, "SCHEMA_VERSION", len(migrations))
         async with open_store(tmp_path) as store:
             return store.get(Database.META, b"ran")
 
@@ -224,7 +529,6 @@ async def test_a_migration_that_breaks_changes_nothing(
 
     with monkeypatch.context() as patched:
         patched.setattr(store_module, "MIGRATIONS", (*MIGRATIONS, breaks))
-        patched.setattr(store_module, "SCHEMA_VERSION", SCHEMA_VERSION + 1)
         with pytest.raises(ValueError, match="a bug"):
             async with open_store(tmp_path):
                 pass

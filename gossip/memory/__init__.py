@@ -1,0 +1,1 @@
+"""What do peers share that lasts? Signed entries in namespaces, merged alike everywhere."""

@@ -1,0 +1,102 @@
+"""Under which name are entries kept, and within which zone? Namespaces, and those of the mesh itself.
+
+The zone is part of a namespace's id, and so of what every entry in it signs: no later policy can move
+data to another zone. Names are told only to peers that may read them.
+"""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import msgspec
+
+from covey.identity.certificate import ZONE_CHARACTERS_MAX
+from covey.identity.envelope import MeshId
+from covey.identity.errors import Malformed, Misuse
+
+from .entry import NamespaceId, namespace_id
+
+NAME_CHARACTERS_MAX = 128
+DEVICE = "device"
+"""The zone of what never leaves this device."""
+MESH = "mesh"
+"""The zone that every member is in."""
+_BOOKS = "_mesh/"
+
+Zone = Annotated[str, msgspec.Meta(min_length=1, max_length=ZONE_CHARACTERS_MAX)]
+Name = Annotated[str, msgspec.Meta(min_length=1, max_length=NAME_CHARACTERS_MAX)]
+
+
+class NamespaceRecord(msgspec.Struct, frozen=True, array_like=True):
+    """A namespace as it is named to others, and kept."""
+
+    zone: Zone
+    name: Name
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Namespace:
+    """One namespace; in order the books come first, members before all."""
+
+    rank: int
+    zone: str
+    name: str
+    id: NamespaceId
+
+    @property
+    def is_book(self) -> bool:
+        """Tell whether it is one of the mesh's own: every member holds it whole."""
+        return self.zone == MESH and self.name.startswith(_BOOKS)
+
+    @property
+    def record(self) -> NamespaceRecord:
+        """How it is named to others, and kept."""
+        return NamespaceRecord(self.zone, self.name)
+
+
+MEMBERS = "_mesh/members"
+REVOKED = "_mesh/revoked"
+INVITES = "_mesh/invites"
+BOOKS = (MEMBERS, REVOKED, INVITES)
+"""In the order in which they are reconciled: who is a member, before anything that a member says."""
+
+
+def namespace_of(mesh: MeshId, zone: str, name: str) -> Namespace:
+    """Return a namespace by zone and name.
+
+    Raises:
+        Malformed: neither covey nor a user would name one so.
+    """
+    problem = _problem(zone, name)
+    if problem is not None:
+        raise Malformed(problem)
+    rank = BOOKS.index(name) if zone == MESH and name in BOOKS else len(BOOKS)
+    return Namespace(rank, zone, name, namespace_id(mesh, zone, name))
+
+
+def named_by_user(mesh: MeshId, zone: str, name: str) -> Namespace:
+    """Return a namespace for what a user writes.
+
+    Raises:
+        Misuse: it has no such form, or is one that only covey writes.
+    """
+    if name.startswith("_"):
+        raise Misuse(f"namespaces that begin with _ are covey's own, as {name!r} is; name another")
+    try:
+        return namespace_of(mesh, zone, name)
+    except Malformed as error:
+        raise Misuse(str(error)) from error
+
+
+def _problem(zone: str, name: str) -> str | None:
+    if not 0 < len(zone) <= ZONE_CHARACTERS_MAX:
+        return f"a zone has 1 to {ZONE_CHARACTERS_MAX} characters"
+    if not 0 < len(name) <= NAME_CHARACTERS_MAX:
+        return f"a namespace has 1 to {NAME_CHARACTERS_MAX} characters, as in plant/pumps"
+    parts = name.split("/")
+    if not all(parts) or not (zone + name).isprintable() or " " in zone + name:
+        return (
+            f"a namespace is words with / between, without spaces, as in plant/pumps; not {name!r}"
+        )
+    if "*" in name or "?" in name:
+        return f"a namespace has no wildcard; {name!r} would match others"
+    return None
