@@ -55,8 +55,10 @@ bench-quality: models ## Accuracy of the skills on labelled items, beside the ma
 laws: $(STAMP) ## The property tests and the simulator, longer
 	@HYPOTHESIS_PROFILE=long COVEY_SIM_SEEDS=400 $(BIN)/pytest -q tests -m "not end_to_end and not model and not netns"
 
-chaos: models ## SIGKILL by seed on a standing mesh of real peers, 50 rounds
+chaos: models ## SIGKILL by seed on a mesh of real peers and amid writes of the memory; a cut of 90 s
 	@COVEY_CHAOS_ROUNDS=50 $(BIN)/pytest -q -s tests/end_to_end/test_chaos.py
+	@COVEY_KILL_ROUNDS=200 $(BIN)/pytest -q tests/test_peer/test_memory_store.py -k half_written
+	@COVEY_CUT_S=90 $(BIN)/pytest -q -s tests/end_to_end/test_memory_apart.py
 
 soak: models ## A standing mesh under steady work for an hour: memory, descriptors and tasks must stay flat
 	@$(BIN)/python benchmarks/soak.py $(SOAK_ARGS)

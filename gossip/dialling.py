@@ -48,6 +48,7 @@ class _Remembered:
     failures: int = 0
     connected: bool = False
     dialling: bool = False
+    dialled_at: float = -math.inf
     # Something was learned while a dial was under way, which knew nothing of it.
     has_news: bool = False
     seen_at: float = -math.inf
@@ -148,10 +149,14 @@ class Dialling:
             return
         known.dialling = False
         known.failures += 1
-        back_off = min(BACK_OFF_MAX_S, BACK_OFF_FIRST_S * 2.0 ** min(known.failures, 10))
+        back_off_s = min(BACK_OFF_MAX_S, BACK_OFF_FIRST_S * 2.0 ** min(known.failures, 10))
         if peer in self._neighbours() and not refused:
-            back_off = min(back_off, NEIGHBOUR_S)
-        known.due_at = now + back_off * self._random.uniform(0.75, 1.25)
+            # Counted from when the dial began: into a black hole it takes longer than the pause, and
+            # the way may be free at any moment.
+            pause_s = min(back_off_s, NEIGHBOUR_S) * self._random.uniform(0.75, 1.0)
+            known.due_at = max(now, known.dialled_at + pause_s)
+        else:
+            known.due_at = now + back_off_s * self._random.uniform(0.75, 1.25)
         if known.has_news:
             known.has_news, known.due_at = False, now
 
@@ -181,7 +186,7 @@ class Dialling:
             ((peer, one) for peer, one in self._peers.items() if _can_be_dialled(one)),
             key=lambda item: item[1].due_at,
         )
-        known.dialling, known.has_news = True, False
+        known.dialling, known.has_news, known.dialled_at = True, False, now
         known.due_at = now + BACK_OFF_FIRST_S
         self._next_dial_at = now + 1.0 / DIALS_PER_S
         return [Dial(peer, _in_order(known))]

@@ -139,7 +139,6 @@ class Gate:
         self._closed = closed
         self._limits = limits
         self._visits: dict[Any, Visit] = {}
-        self._dialling: set[PeerId] = set()
         self.refused = 0
         """Guests that were not let in."""
         swarm = self._swarm
@@ -177,19 +176,19 @@ class Gate:
         """
         if (visit := self.open_visit(peer)) is not None:
             return visit
-        self._dialling.add(peer)
-        try:
-            with trio.move_on_after(timeout_s) as scope:
-                await self._old_gone(peer)
-                visit = await self._connect(peer, address)
-                try:
-                    await self._say_hello(visit)
-                except BaseException:
-                    await self.cut(visit)
-                    raise
-                return visit
-        finally:
-            self._dialling.discard(peer)
+        with trio.move_on_after(timeout_s) as scope:
+            await self._old_gone(peer)
+            visit = await self._connect(peer, address)
+            if (came := self.open_visit(peer)) is not None:
+                # It was quicker.
+                await self.cut(visit)
+                return came
+            try:
+                await self._say_hello(visit)
+            except BaseException:
+                await self.cut(visit)
+                raise
+            return visit
         assert scope.cancelled_caught
         raise Unavailable(f"no answer from {address} within {timeout_s:g} s")
 
@@ -395,7 +394,13 @@ class Gate:
         decision = hello.second_connection(
             me=PeerId(str(self._swarm.get_peer_id())),
             remote=visit.peer,
-            dialling=visit.peer in self._dialling,
+            # A dial that has no connection yet may have gone into a black hole: it is no reason.
+            dialling=any(
+                one.peer == visit.peer
+                and not one.inbound
+                and one.state in ("guest", "answering")
+                for one in self._visits.values()
+            ),
             own_open_age_s=None if own is None else trio.current_time() - own.opened_at,
         )
         if decision == "duplicate":

@@ -300,7 +300,8 @@ class Links:
             del self._links[visit.peer]
             self._end(link, link.why)
         with trio.CancelScope(shield=True):
-            await stream.reset()
+            # Not the stream first: its reset would wait behind what a black hole does not take, for
+            # as long as TCP does, and nobody is dialled while the old connection stands.
             await self._host.gate.cut(visit)
 
     def _end(self, link: _Link, why: str) -> None:

@@ -117,16 +117,22 @@ def _loads(data: bytes) -> Any:
 
 
 def _refuse_foreign(value: object) -> None:
-    if isinstance(value, list):
+    # Most values are text and bytes within a list: one look at each, and no call.
+    if type(value) is list:
         for item in cast("list[object]", value):
-            _refuse_foreign(item)
-    elif isinstance(value, dict):
+            if type(item) not in _PLAIN:
+                _refuse_foreign(item)
+    elif type(value) is dict:
         for key, item in cast("dict[object, object]", value).items():
             if type(key) is not str:
                 raise Malformed("a map's keys must be text")
-            _refuse_foreign(item)
+            if type(item) not in _PLAIN:
+                _refuse_foreign(item)
     elif type(value) is int:
         if not -INT_MAX - 1 <= value <= INT_MAX:
             raise Malformed("integer beyond 64 bits")
-    elif value is not None and type(value) not in (str, bytes, bool):
+    elif type(value) not in _PLAIN:
         raise Malformed(f"{type(value).__name__} is not allowed")
+
+
+_PLAIN = frozenset({str, bytes, bool, type(None)})

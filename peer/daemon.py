@@ -192,7 +192,7 @@ class Daemon:
             jumped=self._clock_jumped,
         )
         self.memory.on_applied(lambda _applied: self._standing_changed())
-        parts.links.on_link(lambda _event: self.renewing.look())
+        parts.links.on_link(lambda _event: self._linked())
 
     async def serve(self, host: Host, nursery: trio.Nursery) -> None:
         """Start everything that runs; return once the local API answers."""
@@ -434,6 +434,21 @@ class Daemon:
             )
             self._nursery.start_soon(partial(self.neighbours.rejudge, peer, renew_link=is_other))
 
+    def _linked(self) -> None:
+        """A link came or went, or the clock was set: what others show may tell more of this device."""
+        self.renewing.look()
+        is_right = self.memory.is_ahead and self._clock_trouble() is None
+        if is_right and self._parts.links.links() and self._nursery is not None:
+            self._nursery.start_soon(self._redate)
+
+    async def _redate(self) -> None:
+        try:
+            count = await self.memory.redate()
+        except Unavailable as error:
+            log.warning("memory.not_redated", extra={"why": str(error)})
+        else:
+            log.warning("memory.redated", extra={"entries": count})
+
     async def _use_chain(self, chain: Chain, member: Member) -> None:
         """Store this device's new chain, and use it everywhere from then on."""
         parts = self._parts
@@ -492,7 +507,7 @@ class Daemon:
     def _clock_jumped(self, by_ms: int) -> None:
         for peer in self.admission.skew_ms:
             self.admission.skew_ms[peer] -= by_ms
-        self.renewing.look()
+        self._linked()
 
     def _warnings(self) -> tuple[str, ...]:
         trouble, right = self._clock_trouble(), self._right_trouble()

@@ -245,7 +245,8 @@ async def _join(
                     why = error
                     continue
                 return door, conversation.granted
-            raise why or Unavailable("the invite names no address")
+            away = why or Unavailable("the invite names no address")
+            raise Unavailable(f"{away}; if the inviter is away, ask another admin: --at ADDRESS")
 
         door, grant = await _until_granted(attempt, patience)
         addresses = tuple(one.address for one in doors)

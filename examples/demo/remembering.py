@@ -1,11 +1,12 @@
-"""How does what one peer learned reach the others, and how does it go again? The demo's memory chapter.
+"""How does what one peer learned reach the others, and how does it go again? The demo tells it.
 
-One peer is stopped for a while, then alone (the others are frozen), then back; nothing is simulated.
+One peer is stopped for a while, then alone as the others are frozen, then back among them.
 """
 
 import signal
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 from logs import MachineLog
 from rich.markup import escape
@@ -79,7 +80,7 @@ def remember_and_forget(
 
 @contextmanager
 def _frozen(*peers: LocalPeer) -> Generator[None]:
-    """Stop peers where they are for as long as the block lasts: nobody hears of them, nor they of anybody."""
+    """Stop peers where they are for as long as the block lasts: nobody hears a word of them."""
     try:
         for peer in peers:
             peer.kill(signal.SIGSTOP)
@@ -112,6 +113,14 @@ def _kept(peer: LocalPeer) -> object:
 
 
 def _files_with(text: str, peers: Sequence[LocalPeer]) -> int:
-    """Count the files of the peers' homes that hold the text; the models, which are links, aside."""
+    """Count the files of the homes that hold the text; the models, which are links, aside."""
     files = (file for peer in peers for file in peer.home.rglob("*") if not file.is_symlink())
-    return sum(text.encode() in file.read_bytes() for file in files if file.is_file())
+    return sum(_holds(file, text) for file in files if file.is_file())
+
+
+def _holds(file: Path, text: str) -> bool:
+    try:
+        return text.encode() in file.read_bytes()
+    except FileNotFoundError:
+        # A store is being written anew: its old file, or the new one's first name, is gone.
+        return False

@@ -40,6 +40,7 @@ from .kinds import Lifetime
 from .messages import CHANNEL, Item
 from .namespace import MESH, Namespace, NamespaceRecord, namespace_of
 from .payload import SALT_BYTES, decode_payload
+from .redating import is_ahead, redate
 from .replica import Applied, Arrival, Replica
 from .spreading import (
     Effect,
@@ -271,6 +272,40 @@ class Memory:
     def moment(self) -> int:
         """Return a clock that all that this device has seen so far has, or less."""
         return max(stamp_of(self._now_ms()), self._clock.last)
+
+    @property
+    def is_ahead(self) -> bool:
+        """Tell whether this device has stamped what no other peer takes by now."""
+        return is_ahead(self._clock, self._now_ms())
+
+    async def redate(self) -> int:
+        """Sign anew what this device signed ahead of time, now that its clock is right; return how much.
+
+        Raises:
+            Unavailable: the disk did not take it.
+        """
+        namespaces = [one.id for one in self.namespaces()]
+        own = self.standing.of(self._me)
+        by_admin = own is not None and own.member.role == "admin"
+
+        def job(replica: Replica, tables: Tables) -> int:
+            return redate(
+                replica,
+                tables,
+                namespaces,
+                self._keypair,
+                self.mesh,
+                self._clock,
+                self._now_ms(),
+                by_admin=by_admin,
+            )
+
+        before = self._clock.last
+        try:
+            return await self._rows.run(job)
+        except Unavailable:
+            self._clock.last = max(self._clock.last, before)
+            raise
 
     async def write_records(self, records: Sequence[books.Record]) -> None:
         """Write records of the mesh's books, as an admin, all or nothing; durable on return.

@@ -19,7 +19,8 @@ CHANNEL = "memory"
 BATCH_BYTES = 128 * KIB
 BATCH_ENTRIES = 256
 IDS_MAX = 4096
-ROWS_MAX = 1024
+# With the longest names so many take 420 kB.
+ROWS_MAX = 512
 MESSAGE_BYTES_MAX = 512 * KIB
 TIME_MS_MAX = 2**48 - 1
 """What a clock has room for."""
@@ -64,6 +65,13 @@ class Contents(msgspec.Struct, frozen=True, array_like=True, tag="contents"):
     rows: Annotated[tuple[Row, ...], msgspec.Meta(max_length=ROWS_MAX)]
     whole: bool
     """No: I hold more namespaces than fit, and these are the books and some of the others."""
+
+
+class Run(msgspec.Struct, frozen=True, array_like=True, tag="run"):
+    """You hold more than I: you reconcile, so that fewer ids travel. Of these we differ; mine are so."""
+
+    until_ms: _Time
+    rows: Annotated[tuple[Row, ...], msgspec.Meta(max_length=ROWS_MAX)]
 
 
 class Compare(msgspec.Struct, frozen=True, array_like=True, tag="compare"):
@@ -151,6 +159,7 @@ Message = (
     Digest
     | Ask
     | Contents
+    | Run
     | Compare
     | Compared
     | Rest

@@ -113,6 +113,8 @@ class Neighbour:
     exchange: Exchange = field(default_factory=lambda: Exchange(0.0))
     comparison: Comparison | None = None
     expects_contents: bool = False
+    handed: bool = False
+    """It was left to the other, which holds more, to run this comparison; the next round is ours."""
 
     outbox: dict[Namespace, dict[Key, Due]] = field(
         default_factory=lambda: dict[Namespace, dict[Key, Due]]()

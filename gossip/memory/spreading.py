@@ -5,10 +5,10 @@ Pure: `receive`, `tick` and their kin return effects; `driver.py` carries them o
 - eagerly: what is written here goes to every linked peer that may read it, gathered for 50 ms; what
   came from elsewhere is offered by id, and sent to who wants it;
 - surely: on a new link, after a gap and now and then, two peers compare digests of all that both may
-  read. Where they differ, the one with the greater id runs a comparison: it reconciles namespace by
-  namespace, the books first, asks for what it lacks and sends what the other lacks
-  (`reconciliation.py`), round after round until the digests are the same or nothing moves any more.
-  Then it rests: what one side does not take is no reason to go on.
+  read. Where they differ, the one with the greater id runs a comparison (or lets the other, which
+  holds more): it reconciles namespace by namespace, the books first, asks for what it lacks and
+  sends what the other lacks (`reconciliation.py`), round after round until the digests are the same
+  or nothing moves any more. Then it rests: what one side does not take is no reason to go on.
 
 Batches are acknowledged once durable, and few are under way, so a slow disk slows its senders down.
 What goes wrong (no answer in time, a full queue, too much that waits) drops all that is under way
@@ -19,7 +19,7 @@ everything is bounded.
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from random import Random
@@ -57,6 +57,7 @@ from .messages import (
     Refused,
     Rest,
     Row,
+    Run,
     Took,
     Want,
     decode_message,
@@ -72,7 +73,7 @@ from .neighbour import (
     State,
     short_id_of,
 )
-from .reconciliation import Ranges, Session, answer
+from .reconciliation import LEAF_KEYS, Ranges, Session, answer
 from .summary import Summary
 
 T = TypeVar("T")
@@ -382,6 +383,8 @@ class Spreading:
                 self._tell_contents(neighbour, until_ms, now, now_ms)
             case Contents():
                 self._heard_contents(neighbour, message, now, now_ms)
+            case Run():
+                self._heard_run(neighbour, message, now, now_ms)
             case Compare():
                 self._answer(neighbour, message, now)
             case Compared():
@@ -447,6 +450,8 @@ class Spreading:
             others = [row for row in rows if not row.name.startswith("_")]
             rows = books + self._random.sample(others, min(ROWS_MAX - len(books), len(others)))
         self._say(neighbour, Contents(until_ms, tuple(rows), whole))
+        if neighbour.comparison is not None and not neighbour.comparison.working:
+            neighbour.comparison = None  # the other goes on with it
         if neighbour.comparison is None and neighbour.state != "comparing":
             neighbour.exchange = Exchange(now)
             self._await_word(neighbour, "its differences are awaited", now)
@@ -462,6 +467,12 @@ class Spreading:
         if not neighbour.expects_contents or (comparison is not None and comparison.working):
             return
         neighbour.expects_contents = False
+        differing = list(self._differing(neighbour, contents.rows, contents.until_ms))
+        if contents.whole:
+            named = {(row.zone, row.name) for row in contents.rows}
+            differing += self._unnamed(neighbour, named, contents.until_ms)
+        if self._hand_over(neighbour, differing, contents, now):
+            return
         if comparison is None:
             comparison = self._compare_anew(neighbour, "its contents came", now)
         if comparison.until_ms == 0:
@@ -469,24 +480,60 @@ class Spreading:
             # digests at the end are of what was written before, by either clock.
             comparison.close_ms = max(contents.until_ms - MARGIN_MS, 0)
         comparison.until_ms = contents.until_ms
-        self._work(neighbour, self._differing(neighbour, contents), now)
+        self._work(neighbour, differing, now)
 
-    def _differing(self, neighbour: Neighbour, contents: Contents) -> Iterable[Namespace]:
-        until_ms = contents.until_ms
-        named: set[NamespaceId] = set()
-        for row in contents.rows:
+    def _differing(
+        self, neighbour: Neighbour, rows: Iterable[Row], until_ms: int
+    ) -> Iterator[Namespace]:
+        """Give the namespaces of which these two hold other entries, by the other's word."""
+        for row in rows:
             namespace = namespace_of(self._mesh, row.zone, row.name)
-            named.add(namespace.id)
             # What by this peer's books not both may read is passed over; the books come first, and
             # then both know the same.
             if self._both_may(neighbour.peer, row.zone) and (
                 self._fingerprint(namespace.id, until_ms) != (row.count, row.digest)
             ):
                 yield namespace
-        if contents.whole:
-            for namespace in self._shared_with(neighbour.peer):
-                if namespace.id not in named and self._fingerprint(namespace.id, until_ms)[0]:
-                    yield namespace
+
+    def _unnamed(
+        self, neighbour: Neighbour, named: Container[tuple[str, str]], until_ms: int
+    ) -> Iterator[Namespace]:
+        """Give the namespaces of which this peer holds something and the other nothing."""
+        for namespace in self._shared_with(neighbour.peer):
+            place = (namespace.zone, namespace.name)
+            if place not in named and self._fingerprint(namespace.id, until_ms)[0]:
+                yield namespace
+
+    def _hand_over(
+        self, neighbour: Neighbour, differing: Iterable[Namespace], contents: Contents, now: float
+    ) -> bool:
+        """Let the other reconcile if it holds more: who runs a session and lacks entries is told
+        their ids and says them again; who has them just sends them.
+        """
+        theirs = {(row.zone, row.name): row.count for row in contents.rows}
+        rows: list[Row] = []
+        more = 0
+        for one in differing:
+            count, digest = self._fingerprint(one.id, contents.until_ms)
+            rows.append(Row(one.zone, one.name, count, digest))
+            more += theirs.get((one.zone, one.name), 0) - count
+        if neighbour.handed or more <= LEAF_KEYS or len(rows) > ROWS_MAX:
+            return False
+        neighbour.handed = True
+        neighbour.comparison = None
+        if neighbour.state != "comparing":
+            neighbour.exchange = Exchange(now)
+        self._await_word(neighbour, "it holds more, and goes through the differences", now)
+        self._say(neighbour, Run(contents.until_ms, tuple(rows)))
+        return True
+
+    def _heard_run(self, neighbour: Neighbour, run: Run, now: float, now_ms: int) -> None:
+        if neighbour.peer < self._me or run.until_ms > now_ms + AHEAD_MS_MAX:
+            raise Malformed("a comparison is handed over by who was asked to run it")
+        if neighbour.comparison is None and neighbour.state == "comparing":
+            close_ms = max(run.until_ms - MARGIN_MS, 0)
+            neighbour.comparison = Comparison(run.until_ms, close_ms)
+            self._work(neighbour, self._differing(neighbour, run.rows, run.until_ms), now)
 
     def _answer(self, neighbour: Neighbour, compare: Compare, now: float) -> None:
         namespace = self._readable(neighbour, compare.zone, compare.name)
@@ -647,7 +694,8 @@ class Spreading:
 
     def _compare_anew(self, neighbour: Neighbour, why: str, now: float) -> Comparison:
         neighbour.comparison = Comparison()
-        neighbour.exchange = Exchange(now)
+        if neighbour.state != "comparing":
+            neighbour.exchange = Exchange(now)
         self._set(neighbour, "comparing", why)
         return neighbour.comparison
 
@@ -1051,6 +1099,7 @@ class Spreading:
 
     def _in_step(self, neighbour: Neighbour, now: float) -> None:
         neighbour.comparison = None
+        neighbour.handed = False
         neighbour.answer_by = neighbour.again_at = math.inf
         neighbour.failures = 0
         neighbour.rests_until = -math.inf
@@ -1090,6 +1139,7 @@ class Spreading:
         """End a comparison without being in step, and try again later."""
         settings = self._settings
         neighbour.comparison = None
+        neighbour.handed = False
         neighbour.answer_by = math.inf
         neighbour.exchange.ended_at = now
         pause_s = min(settings.retry_s * 2**neighbour.failures, settings.compare_s)

@@ -324,7 +324,8 @@ class Writer:
             after=older.clock if older is not None else 0,
             derived_from=tuple(one[:SHORT_ID_BYTES] for one in note.derived_from),
         )
-        return [draft, *self._withdrawals(moment, draft)]
+        # Nothing stands under a name that was drawn just now.
+        return [draft, *self._withdrawals(moment, draft)] if older is not None else [draft]
 
     def _note_to_renew(self, moment: _Moment, entry_id: EntryId) -> Remembered:
         entry = held_by_id(moment.tables, moment.namespace, entry_id, moment.now_ms)

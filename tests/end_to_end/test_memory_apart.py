@@ -79,7 +79,7 @@ def mesh(cables: None) -> Iterator[LocalMesh]:
 
 
 def set_cut(change: str) -> None:
-    """Let the router begin (`add`) or end (`delete`) to drop what is for either host, and tell nobody."""
+    """Let the router begin (`add`) or end (`delete`) to drop all silently, both ways."""
     for network in HOSTS.values():
         ip("-n", namespace_of("router"), "route", change, "blackhole", f"{network}.2/32")
 

@@ -53,6 +53,19 @@ def test_the_last_neighbours_come_round_every_few_seconds_however_long_the_cut()
     assert max(gaps) < NEIGHBOUR_S * 1.25 + 2
 
 
+def test_a_neighbour_whose_dial_took_longer_than_the_pause_is_due_at_once() -> None:
+    dialling = Dialling(ME, Random(1))
+    near = PEERS[3]
+    dialling.remember(near, WHERE, 0.0)
+    dialling.connected(near, 0.0)
+    dialling.disconnected(near, 1.0)
+    for _ in range(20):
+        began = dialling.deadline
+        assert [one.peer for one in dialling.tick(began)] == [near]
+        dialling.failed(near, began + 5.0)
+        assert dialling.deadline <= began + 5.0, "into a black hole a dial takes 5 s"
+
+
 def test_any_connection_makes_all_others_due() -> None:
     dialling = Dialling(ME, Random(1))
     for peer in PEERS[:3]:

@@ -6,7 +6,16 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from test_gossip.members import MESH, NOW_MS, OTHER_MESH, chain_of, item_of, key
+from test_gossip.members import (
+    ADMIN,
+    ADMIN_CHAIN,
+    MESH,
+    NOW_MS,
+    OTHER_MESH,
+    chain_of,
+    item_of,
+    key,
+)
 
 from covey.gossip.advert import (
     ADVERT_LIFE_MS,
@@ -24,7 +33,9 @@ from covey.gossip.advert import (
 )
 from covey.gossip.directory import Directory, DirectoryEffect, Forget, Keep, Tell
 from covey.gossip.link_session import Frame, Kind, encode_frame
-from covey.identity.certificate import check_chain
+from covey.gossip.memory.entry import NO_CERTIFICATE
+from covey.gossip.memory.standing import Revocation, Standing
+from covey.identity.certificate import check_chain, issue
 from covey.identity.keys import PeerId
 from covey.identity.wire import encode
 
@@ -202,3 +213,28 @@ def test_who_is_no_member_any_more_is_forgotten_and_to_be_cut_off() -> None:
     )
     assert directory.expire(end.grace_until_ms) == []
     assert directory.expire(end.grace_until_ms + 1) == [Forget(KEYS[1].peer_id, no_member=True)]
+
+
+def test_a_revoked_peers_advert_goes_and_is_not_taken_again_whoever_passes_it_on() -> None:
+    standing = Standing(MESH)
+    directory = Directory(KEYS[0].peer_id, MESH, standing.admit)
+    subject, item = KEYS[1].peer_id, item_of(KEYS[1], zones=("east",))
+    directory.receive(KEYS[2].peer_id, News((item,)), NOW_MS)
+    assert directory.rejudge(subject, NOW_MS) == []
+
+    said = Revocation(1, KEYS[1].public_key, 0, "stop")
+    standing.revoke(said, by=NO_CERTIFICATE, clock=0)
+
+    assert directory.rejudge(subject, NOW_MS) == [Forget(subject, no_member=True)]
+    assert directory.receive(KEYS[2].peer_id, News((item,)), NOW_MS) == []
+    assert directory.get(subject) is None
+
+    # Let in again, in another zone: its old advert does, as what it is now.
+    narrow = issue(
+        ADMIN, subject, mesh=MESH, role="member", now_ms=NOW_MS, zones=("west",), lifts=(1,)
+    )
+    standing.learn((*ADMIN_CHAIN, narrow))
+    directory.receive(KEYS[2].peer_id, News((item,)), NOW_MS)
+    entry = directory.get(subject)
+    assert entry is not None
+    assert entry.member.zones == {"west"}

@@ -32,6 +32,7 @@ from covey.gossip.memory.messages import (
     Refused,
     Rest,
     Row,
+    Run,
     Took,
     Want,
     decode_message,
@@ -314,18 +315,64 @@ def test_two_peers_end_with_the_same_and_know_it() -> None:
     assert sum(len(one.items) for one in heard if isinstance(one, Entries)) == 43
 
 
-def test_a_hundred_recent_differences_in_ten_thousand_cost_little_besides_the_entries() -> None:
+@pytest.mark.parametrize("lacking", [0, 50, 100])
+def test_a_hundred_recent_differences_in_ten_thousand_cost_little_besides_the_entries(
+    lacking: int,
+) -> None:
     less, me = Desk(LESS), Desk(ME)
     common = notes(10_000, first=100)
-    less.held.hold(PUMPS, *common, *notes(50))
-    me.held.hold(PUMPS, *common, *notes(50, first=50))
+    less.held.hold(PUMPS, *common, *notes(lacking))
+    me.held.hold(PUMPS, *common, *notes(100 - lacking, first=lacking))
     less.link(ME)
     heard = talk(me, less, me.link(LESS))
     assert less.held.arrivals == me.held.arrivals
     moved = [item for one in heard if isinstance(one, Entries) for item in one.items]
     assert len(moved) == 100
     content = sum(len(one.header) + len(one.payload or b"") for one in moved)
-    assert sum(len(encode_message(one)) for one in heard) - content < 5_000
+    assert sum(len(encode_message(one)) for one in heard) - content < 4_000
+
+
+def test_who_holds_more_goes_through_the_differences_whoever_asked() -> None:
+    less, me = Desk(LESS), Desk(ME)
+    less.held.hold(PUMPS, *notes(2_000))
+    less.link(ME)
+    heard = talk(me, less, me.link(LESS))
+    assert less.held.arrivals == me.held.arrivals
+    assert less.look(ME).state == me.look(LESS).state == "in step"
+    assert (me.look(LESS).exchange.received, less.look(ME).exchange.sent) == (2_000, 2_000)
+    assert not any(isinstance(one, Want) for one in heard), "no id is said twice, or at all"
+
+
+def test_a_comparison_is_handed_over_once_and_then_run_here() -> None:
+    desk = Desk()
+    desk.link(LESS)
+    contents = Contents(UNTIL_MS, (Row("mesh", PUMPS.name, 10**9, OF_SOMETHING),), whole=True)
+    assert [type(one) for _, one in desk.hear(LESS, contents)] == [Run]
+    assert desk.look(LESS).state == "comparing"
+    asked = desk.hear(LESS, Digest(NOW_MS, OF_SOMETHING, answer=True))
+    assert asked == [(LESS, Ask(NOW_MS))]
+    assert [type(one) for _, one in desk.hear(LESS, contents)] == [Compare]
+
+
+def test_who_does_not_run_what_was_handed_to_it_is_left() -> None:
+    desk = Desk()
+    desk.link(LESS)
+    contents = Contents(UNTIL_MS, (Row("mesh", PUMPS.name, 10**9, OF_SOMETHING),), whole=True)
+    desk.hear(LESS, contents)
+    desk.wait(SETTINGS.answer_s)
+    assert (desk.look(LESS).state, desk.look(LESS).why) == ("apart", "it did not go on in time")
+
+
+def test_nobody_is_made_to_compare_out_of_the_blue() -> None:
+    desk = Desk().in_step_with(LESS, GREATER)
+    desk.held.hold(PUMPS, *notes(3))
+    run = Run(UNTIL_MS, (Row("mesh", PUMPS.name, 0, OF_NOTHING),))
+    assert desk.hear(GREATER, run) == []
+    assert desk.spreading.refused == 0, "the comparison may have ended meanwhile"
+    desk.hear(GREATER, Ask(UNTIL_MS))
+    assert [type(one) for _, one in desk.hear(GREATER, run)] == [Compare]
+    assert desk.hear(LESS, run) == []
+    assert desk.spreading.refused == 1
 
 
 def test_an_audit_finds_what_a_digest_does_not_show() -> None:
@@ -956,6 +1003,7 @@ def test_a_bad_entry_is_a_strike() -> None:
             Compare(1, "mesh", PUMPS.name, Session(Summary(), until=END).begin(), bytes(33))
         ),
         encode_message(Contents(NOW_MS + AHEAD_MS_MAX + 1, (), whole=True)),
+        encode_message(Run(UNTIL_MS, ())),
     ],
     ids=str,
 )
@@ -978,6 +1026,7 @@ def test_messages_of_who_is_not_linked_are_not_heard() -> None:
         Ask(UNTIL_MS),
         Contents(UNTIL_MS, (Row("mesh", "a/b", 3, OF_SOMETHING),), whole=False),
         Rest(4),
+        Run(UNTIL_MS, (Row("mesh", "a/b", 3, OF_SOMETHING),)),
         want(*notes(2), payloads=True),
         gone(*notes(1)),
         Took(3, ids_of(*notes(1))),
