@@ -16,15 +16,18 @@ from echo import bench_echo
 from engines import bench_engines
 from idle import bench_idle
 from measure import Report
+from memory_replica import bench_memory_replica
+from memory_sync import bench_memory_sync
+from recall import bench_recall
 from thinking import bench_thinking
+
+PARTS = ("echo", "bids", "dht", "memory", "recall", "thinking", "engines", "idle")
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
     parser.add_argument("--json", metavar="FILE", type=Path, help="also write the figures")
-    parser.add_argument(
-        "--only", choices=["echo", "bids", "dht", "thinking", "engines", "idle"], help="one part"
-    )
+    parser.add_argument("--only", choices=PARTS, help="one part")
     parser.add_argument("--quick", action="store_true", help="fewer repetitions")
     options = parser.parse_args()
     report = Report()
@@ -39,6 +42,16 @@ def main() -> int:
         bench_bids(report, rounds=4 if quick else 12)
     if options.only in (None, "dht"):
         bench_dht(report, sizes=(3, 10) if quick else (3, 10, 30))
+    if options.only in (None, "memory"):
+        bench_memory_replica(
+            report,
+            seconds=1.0 if quick else 4.0,
+            many=2_000 if quick else 10_000,
+            held=20_000 if quick else 100_000,
+        )
+        bench_memory_sync(report, count=2_000 if quick else 10_000, more=100, rounds=3)
+    if options.only in (None, "recall"):
+        bench_recall(report, count=20_000 if quick else 100_000, searches=60 if quick else 200)
     if options.only in (None, "thinking"):
         bench_thinking(report, rounds=2 if quick else 6)
     if options.only in (None, "engines"):

@@ -22,7 +22,15 @@ from covey.gossip.memory.tables import Table, Tables
 from covey.identity.errors import Malformed, Misuse, Unavailable
 
 from .schema import MEMORY_MIGRATIONS
-from .store import MAP_BYTES, Environment, Failed, Snapshot, Transaction, open_environment
+from .store import (
+    MAP_BYTES,
+    Environment,
+    Failed,
+    Snapshot,
+    Transaction,
+    ending,
+    open_environment,
+)
 
 T = TypeVar("T")
 
@@ -101,26 +109,22 @@ class MemoryStore:
             Damaged: a row that it touches is not what it should be.
             Exception: what `job` raised; nothing of it is stored.
         """
-        done = trio.Event()
-        ended: list[tuple[T, Applied] | Failed] = []
 
         def applying(rows: Transaction) -> tuple[T, Applied]:
             replica = _StoredReplica(rows, self._now_ms(), self._quotas)
             return job(replica, rows), replica.applied
 
-        def then(one: tuple[T, Applied] | Failed) -> None:
-            if not isinstance(one, Failed):
-                self._follow(one[1])
-            ended.append(one)
-            done.set()
+        def begin(then: Callable[[T | Failed], None]) -> None:
+            def told(one: tuple[T, Applied] | Failed) -> None:
+                if isinstance(one, Failed):
+                    then(one)
+                else:
+                    self._follow(one[1])
+                    then(one[0])
 
-        self._environment.add(applying, then, size_bytes=size_bytes)
-        # It will be stored, whether or not somebody waits for it.
-        with trio.CancelScope(shield=True):
-            await done.wait()
-        if isinstance(ended[0], Failed):
-            raise ended[0].error
-        return ended[0][0]
+            self._environment.add(applying, told, size_bytes=size_bytes)
+
+        return await ending(begin)
 
     async def pass_time(self) -> None:
         """Drop all that is over its time by now."""

@@ -265,7 +265,7 @@ class Environment:
             Unavailable: the disk did not take it.
             Exception: what the job raised.
         """
-        return await _ending(lambda then: self.add(job, then, size_bytes=size_bytes))
+        return await ending(lambda then: self.add(job, then, size_bytes=size_bytes))
 
     async def compact(self) -> None:
         """Write everything anew into another file, so that nothing erased is left in the store.
@@ -283,7 +283,7 @@ class Environment:
                 return
             self._queue.put(_Compaction(then))
 
-        await _ending(begin)
+        await ending(begin)
 
     def _write(self) -> None:
         """The writer's thread: do everything that is queued, again and again."""
@@ -520,7 +520,7 @@ class Store(Environment):
         def begin(then: Callable[[Failed | None], None]) -> None:
             self.put(changes, lambda error: then(None if error is None else Failed(error)))
 
-        await _ending(begin)
+        await ending(begin)
 
     def get(self, database: Database, key: bytes) -> bytes | None:
         """Return a committed row.
@@ -665,18 +665,22 @@ def _migrate(opened: _Opened, path: Path, migrations: Sequence[Migrate]) -> None
         transaction.put(_VERSION_KEY, newest.to_bytes(4, "big"), db=meta)
 
 
-async def _ending(begin: Callable[[Callable[[T | Failed], None]], None]) -> T:
-    """Wait until what `begin` queues has ended; return its value, or raise why it failed."""
-    done = trio.Event()
+async def ending(begin: Callable[[Callable[[T | Failed], None]], None]) -> T:
+    """Wait until what `begin` queues has ended; return its value, or raise why it failed.
+
+    It is waited for to the end, cancelled or not: it will be stored in any case. `begin`'s `then` is
+    told later, on the trio thread.
+    """
+    task = trio.lowlevel.current_task()
     ended: list[T | Failed] = []
 
     def then(one: T | Failed) -> None:
         ended.append(one)
-        done.set()
+        trio.lowlevel.reschedule(task)
 
     begin(then)
-    with trio.CancelScope(shield=True):
-        await done.wait()
+    # An event and a shield cost 20 us more, for each of some thousand writes a second.
+    await trio.lowlevel.wait_task_rescheduled(lambda _: trio.lowlevel.Abort.FAILED)
     if isinstance(ended[0], Failed):
         raise ended[0].error
     return ended[0]

@@ -147,9 +147,11 @@ class Replica:
         """Tell whether a record is one too many for its author's day: it would push out the oldest, and
         what that one took away would come back.
         """
+        if not is_counted_by_day(entry):
+            return False
         quotas = self._quotas(NamespaceId(entry.header.namespace))
         held = _number(self._tables.get(Table.COUNT, bucket_of(entry)))
-        return is_counted_by_day(entry) and held >= quotas.records_a_day
+        return held >= quotas.records_a_day
 
     # Arriving
 

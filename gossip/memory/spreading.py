@@ -253,7 +253,7 @@ class Spreading:
         """A peer is linked: compare. The one with the greater id begins."""
         if peer in self._neighbours:
             self._unlink(peer, now)
-        neighbour = self._neighbours[peer] = Neighbour(peer)
+        neighbour = self._neighbours[peer] = Neighbour(peer, exchange=Exchange(now))
         self._compare_at = min(self._compare_at, now + self._settings.compare_s)
         muted_until, why = self._muted.get(peer, (-math.inf, ""))
         if muted_until > now:
