@@ -396,9 +396,7 @@ class Gate:
             remote=visit.peer,
             # A dial that has no connection yet may have gone into a black hole: it is no reason.
             dialling=any(
-                one.peer == visit.peer
-                and not one.inbound
-                and one.state in ("guest", "answering")
+                one.peer == visit.peer and not one.inbound and one.state in ("guest", "answering")
                 for one in self._visits.values()
             ),
             own_open_age_s=None if own is None else trio.current_time() - own.opened_at,
