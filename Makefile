@@ -36,7 +36,10 @@ demo: models ## Three real peers on this machine, a real model, one command
 	@$(BIN)/python examples/demo $(DEMO_ARGS)
 
 test: models ## All tests (under 10 minutes on 2 cores)
-	@$(BIN)/pytest -q --durations=10
+	@echo "==> everything but whole meshes, two at a time"
+	@$(BIN)/pytest -q -n 2 --dist loadfile --durations=10 tests --ignore tests/end_to_end
+	@echo "==> whole meshes of real peers, one after the other"
+	@$(BIN)/pytest -q --durations=10 tests/end_to_end
 
 lint: $(STAMP) ## Style
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
@@ -53,7 +56,8 @@ bench-quality: models ## Accuracy of the skills on labelled items, beside the ma
 	@$(BIN)/python benchmarks/quality.py $(BENCH_ARGS)
 
 laws: $(STAMP) ## The property tests and the simulator, longer
-	@HYPOTHESIS_PROFILE=long COVEY_SIM_SEEDS=400 $(BIN)/pytest -q tests -m "not end_to_end and not model and not netns"
+	@HYPOTHESIS_PROFILE=long COVEY_SIM_SEEDS=400 $(BIN)/pytest -q -n 2 tests \
+		-m "not end_to_end and not model and not netns"
 
 chaos: models ## SIGKILL by seed on a mesh of real peers and amid writes of the memory; a cut of 90 s
 	@COVEY_CHAOS_ROUNDS=50 $(BIN)/pytest -q -s tests/end_to_end/test_chaos.py

@@ -23,11 +23,11 @@ def mesh() -> Iterator[LocalMesh]:
     root = Path(tempfile.mkdtemp(prefix="cv"))
     (root / "observations.csv").write_text(OBSERVATIONS)
     with LocalMesh(root) as mesh:
-        founder = mesh.found("plant-7")
+        founder = mesh.found("plant-7", "--zone", "lab")
         founder.covey("models", "pull", timeout_s=300)
         founder.start()
-        for name in ("plant-3", "office"):
-            mesh.join(name, inviter=founder).start()
+        mesh.join("plant-3", inviter=founder, zones=["lab"]).start()
+        mesh.join("office", inviter=founder).start()
         for peer in mesh.peers.values():
             wait_for_peers(peer, 2)
         yield mesh
@@ -48,13 +48,14 @@ def wait_in_step(mesh: LocalMesh) -> None:
     wait_until(in_step, "all are in step", timeout_s=30)
 
 
-def traces(peer: LocalPeer, text: str) -> list[str]:
+def traces(peer: LocalPeer, text: str | bytes) -> list[str]:
     """Return the files of a peer's home that hold the text."""
+    wanted = text.encode() if isinstance(text, str) else text
     found: list[str] = []
     for file in peer.home.rglob("*"):
         # A file that is written anew meanwhile goes under one name and comes under another.
         with suppress(FileNotFoundError):
-            if file.is_file() and not file.is_symlink() and text.encode() in file.read_bytes():
+            if file.is_file() and not file.is_symlink() and wanted in file.read_bytes():
                 found.append(file.name)
     return found
 
@@ -169,12 +170,22 @@ def test_what_is_forgotten_is_gone_everywhere_also_after_a_replay_of_everything(
     wait_in_step(mesh)
 
 
-def test_whoever_is_outside_a_zone_is_told_nothing_of_it(mesh: LocalMesh) -> None:
+@pytest.mark.parametrize(
+    ("zone", "inside"), [("lab", ["plant-3"]), ("device", [])], ids=["lab", "device"]
+)
+def test_who_is_outside_a_zone_is_told_nothing_of_it(
+    mesh: LocalMesh, zone: str, inside: list[str]
+) -> None:
     first = mesh.peers["plant-7"]
-    first.covey("remember", "notes/own", "never leaves this device", "--zone", "device")
-    first.covey("remember", "notes/shared", "this one does")
+    text, name = f"only for {zone}", f"secrets/{zone}"
+    first.covey("remember", name, text, "--zone", zone)
+    (entry,) = first.client.memory_entries(name)
+    first.covey("remember", "notes/shared", f"after {zone}")
 
     for peer in (mesh.peers["plant-3"], mesh.peers["office"]):
-        wait_until(lambda peer=peer: holds(peer, "this one does"), "what came later has spread")
-        assert traces(peer, "never leaves this device") == []
-        assert traces(peer, "notes/own") == []
+        wait_until(lambda peer=peer: holds(peer, f"after {zone}"), "what came later has spread")
+        if peer.name in inside:
+            wait_until(lambda peer=peer: holds(peer, text), "it has spread within its zone")
+        else:
+            for trace in (text.encode(), name.encode(), bytes.fromhex(entry.id), entry.id.encode()):
+                assert traces(peer, trace) == []

@@ -66,6 +66,7 @@ from covey.gossip.memory.replica import (
     place_of,
 )
 from covey.gossip.memory.tables import Table
+from covey.identity.errors import Malformed
 from covey.identity.keys import Keypair
 from covey.identity.wire import encode_plain
 
@@ -911,7 +912,7 @@ class TellsNothingHidden(Replica):
 )
 def test_a_replica_that_breaks_a_rule_breaks_the_law(rules: type[Replica]) -> None:
     @settings(
-        max_examples=300,
+        max_examples=2_000,
         derandomize=True,
         database=None,
         phases=[Phase.generate],
@@ -921,5 +922,5 @@ def test_a_replica_that_breaks_a_rule_breaks_the_law(rules: type[Replica]) -> No
     def law(plans: list[Plan], history: list[Event]) -> None:
         holds_the_ideal(rules, plans, history)
 
-    with pytest.raises(AssertionError):
+    with pytest.raises((AssertionError, Malformed)):  # an index that names nothing is found as well
         law()
