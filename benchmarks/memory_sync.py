@@ -29,13 +29,14 @@ from memory_replica import (
 )
 from pycrdt import Doc, Map
 
+from covey.gossip.memory.effects import Effect, Ingest, Ingested, Say, StepChanged
 from covey.gossip.memory.entry import Key, NamespaceId
 from covey.gossip.memory.messages import Entries, Item, decode_message
 from covey.gossip.memory.namespace import Namespace
 from covey.gossip.memory.neighbour import short_id_of
 from covey.gossip.memory.replica import Arrival
-from covey.gossip.memory.spreading import Effect, Ingest, Ingested, Say, Spreading, StepChanged
-from covey.gossip.memory.summary import Summary
+from covey.gossip.memory.spreading import Spreading
+from covey.gossip.memory.summary import END, Summary
 from covey.identity.keys import PeerId
 from covey.peer.local_mesh import LocalMesh, LocalPeer, wait_until
 from covey.peer.memory_views import ExchangeView, WriteRequest
@@ -101,7 +102,7 @@ class Held:
         return self.summaries.get(namespace, Summary())
 
     def salted(self, namespace: NamespaceId, salt: bytes) -> Summary:
-        raise NotImplementedError
+        return Summary(self.summary(namespace).keys(b"", END), salt=salt)
 
     def items(self, namespace: NamespaceId, keys: Sequence[Key], limit_bytes: int) -> list[Item]:
         found: list[Item] = []
@@ -162,7 +163,7 @@ class Pair:
         one, other = self.sides
         said: deque[tuple[PeerId, Effect]] = deque()
         for me, peer in ((one, other), (other, one)):
-            effects = self.sides[me].link_up(peer, self._now, now_ms())
+            effects = self.sides[me].link_up(peer, self._now, now_ms(), same_books=True)
             said.extend((me, effect) for effect in effects)
         while said or not self._in_step():
             if not said:

@@ -58,6 +58,10 @@ class Admission:
         self._nonces: dict[PeerId, bytes] = {}
         self.skew_ms: dict[PeerId, int] = {}
         """Wall clock of each peer minus ours, as its last hello showed."""
+        self.own_books: Callable[[], bytes] = lambda: b""
+        """Returns the digest of the mesh's books as they are held here now, which hello shows."""
+        self.books: dict[PeerId, bytes] = {}
+        """Digest of the mesh's books as each peer holds them, as its last hello showed."""
 
     @property
     def chain(self) -> Chain:
@@ -94,6 +98,7 @@ class Admission:
                 wall_ms=self._now_ms(),
                 incarnation=self._incarnation,
                 name=self._name,
+                books=self.own_books(),
             )
         )
 
@@ -152,4 +157,5 @@ class Admission:
     ) -> hello.Accepted | hello.Refused:
         if isinstance(verdict, hello.Accepted):
             self.skew_ms[remote] = verdict.skew_ms
+            self.books[remote] = verdict.books
         return verdict

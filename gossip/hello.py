@@ -7,7 +7,7 @@ bytes out; `gate.py` moves them.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -22,6 +22,7 @@ VERSION = 1
 HELLO_BYTES_MAX = 16 * KIB
 # A clock this far from most others is told to its owner (DESIGN 4).
 SKEW_WARN_MS = 60_000
+BOOKS_BYTES_MAX = 32
 # A re-dial within this of our own open dial is taken for the other half of a simultaneous dial.
 DUPLICATE_S = 10.0
 
@@ -35,7 +36,8 @@ class Hello(msgspec.Struct, frozen=True, array_like=True, tag="hello"):
     wall_ms: int
     incarnation: int
     name: str
-    books: bytes = b""
+    books: Annotated[bytes, msgspec.Meta(max_length=BOOKS_BYTES_MAX)] = b""
+    """Digest of the mesh's books as they are held here; empty: nothing is said of them."""
 
 
 class Refusal(msgspec.Struct, frozen=True, array_like=True, tag="refused"):
@@ -63,6 +65,8 @@ class Accepted:
     name: str
     skew_ms: int
     """Its wall clock minus ours, within a round trip."""
+    books: bytes = b""
+    """Digest of the mesh's books as it holds them; empty: it said nothing of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +142,8 @@ def _judge(
             member = admit(chain, remote, now_ms)
     except NotAdmitted as error:
         return Refused(error.code, str(error))
-    return Accepted(member, hello.incarnation, hello.name[:128], hello.wall_ms - now_ms)
+    skew_ms = hello.wall_ms - now_ms
+    return Accepted(member, hello.incarnation, hello.name[:128], skew_ms, hello.books)
 
 
 Simultaneous = Literal["replace", "duplicate"]

@@ -67,6 +67,8 @@ class Comparison:
     """Something of what this round found was sent, or asked for."""
     whole: bool = True
     """No: this round found more than is moved at once, and the next goes on."""
+    books_alone: bool = False
+    """This round is of the books alone: that nothing of them moves says nothing of the rest."""
     refused: set[Namespace] = field(default_factory=lambda: set[Namespace]())
     """What the other says not both may read."""
     difference: tuple[int, int] = (0, 0)
@@ -157,6 +159,10 @@ class Neighbour:
     lags: bool = False
     """Something was on its way between the two when last looked at."""
 
+    books_first_until: float = math.inf
+    """Until then at the latest nothing but the books goes to it; infinite: all may go."""
+    named_books: bool = False
+    """It was told what of the books is held here, and so goes through them before it asks again."""
     flush_at: float = math.inf
     ask_at: float = math.inf
     answer_by: float = math.inf
@@ -187,6 +193,17 @@ class Neighbour:
         return self.comparison is not None or self.state == "comparing"
 
     @property
+    def books_come_first(self) -> bool:
+        """Tell whether nothing but the books may go to it yet."""
+        return self.books_first_until < math.inf
+
+    def serve_all(self, now: float) -> None:
+        """The books are through, or have had their time: let go what waited behind them."""
+        if self.books_come_first:
+            self.books_first_until = math.inf
+            self.flush_at = self.ask_at = now
+
+    @property
     def books_under_way(self) -> bool:
         """Tell whether anything of the mesh's books is on its way between the two."""
         boxes = (self.outbox, self.has, self.asked)
@@ -196,6 +213,22 @@ class Neighbour:
     def books_unacknowledged(self) -> bool:
         """Tell whether something of the books was sent to it and is not durable there yet."""
         return any(batch.namespace.is_book for batch in self.under_way.values())
+
+    def unacknowledged(self, namespace: Namespace) -> set[Key]:
+        """Return what was sent of a namespace and is not durable there yet."""
+        batches = self.under_way.values()
+        return {key for batch in batches if batch.namespace == namespace for key in batch.keys}
+
+    def note_has(self, namespace: Namespace, short_ids: Sequence[bytes]) -> None:
+        """Ask it for these, once there is room for it."""
+        if short_ids:
+            self.has.setdefault(namespace, {}).update(dict.fromkeys(short_ids))
+
+    def note_news(self, namespace: Namespace, keys: Iterable[Key]) -> None:
+        """Send it these, unless they wait already."""
+        box = self.outbox.setdefault(namespace, {})
+        for key in keys:
+            box.setdefault(key, "news")
 
     def drop(self, namespace: Namespace, keys: Sequence[Key]) -> None:
         """Send it none of these: it has them."""

@@ -11,7 +11,6 @@ follows from the set of what is known, so the order in which it was heard does n
 """
 
 import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal, NamedTuple
 
@@ -174,10 +173,6 @@ class Standing:
             valid = [known for known in held if self.why_void(known) is None]
             best = self._best[peer] = max(valid or held, key=_rank)
         return best
-
-    def known_of(self, peer: PeerId) -> Sequence[Known]:
-        """Return every certificate of a peer that is known, in the order in which they came."""
-        return self._of.get(peer, ())
 
     def peers(self) -> list[PeerId]:
         """Return everybody who was ever a member, as far as this peer knows."""

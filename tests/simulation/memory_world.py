@@ -30,7 +30,10 @@ from test_gossip.memory_entries import (
 from test_gossip.memory_ideal import ideal
 from test_gossip.memory_tables import DictTables
 
-from covey.gossip.memory import books
+from covey.gossip.memory import books, spreading
+from covey.gossip.memory.asking import ASKED_MAX, HAS_MAX
+from covey.gossip.memory.common_ground import bound_of
+from covey.gossip.memory.effects import Effect, Ingest, Ingested, Say
 from covey.gossip.memory.entry import (
     ID_BYTES,
     SHORT_ID_BYTES,
@@ -46,11 +49,17 @@ from covey.gossip.memory.entry import (
 from covey.gossip.memory.hybrid_clock import COUNTER_BITS, HybridClock
 from covey.gossip.memory.kinds import DAY_MS, Lifetime, Type
 from covey.gossip.memory.messages import (
+    Compare,
+    Contents,
     Digest,
     Entries,
+    Gone,
     Item,
     Message,
+    Offer,
     Refused,
+    Run,
+    Want,
     decode_message,
     encode_message,
 )
@@ -67,16 +76,7 @@ from covey.gossip.memory.namespace import (
 from covey.gossip.memory.neighbour import Neighbour
 from covey.gossip.memory.payload import SALT_BYTES, decode_payload, encode_payload
 from covey.gossip.memory.replica import Applied, Arrival, Quotas, Replica
-from covey.gossip.memory.spreading import (
-    ASKED_MAX,
-    HAS_MAX,
-    Effect,
-    Ingest,
-    Ingested,
-    Say,
-    Spreading,
-    SpreadSettings,
-)
+from covey.gossip.memory.settings import SpreadSettings
 from covey.gossip.memory.standing import Revocation, Standing, UnknownCertificate, certificate_id
 from covey.gossip.memory.summary import END, Summary
 from covey.gossip.memory.tables import Table
@@ -124,6 +124,9 @@ class Link:
 
     ends: frozenset[PeerId]
     queues: dict[PeerId, deque[tuple[float, bytes]]]
+    opened_at: float
+    lacking: dict[PeerId, set[tuple[NamespaceId, Key]]]
+    """What each end lacked of the other's books when it opened."""
     frozen_until: float = -math.inf
     alive: bool = True
 
@@ -154,6 +157,8 @@ class Peer:
         self.wake_at = math.inf
         self.clock = HybridClock()
         self.doubled: set[bytes] = set()
+        self.ever_taken: set[tuple[NamespaceId, Key]] = set()
+        """Also what something newer stood in the place of already."""
         self.start()
 
     @property
@@ -172,7 +177,7 @@ class Peer:
         for namespace in self.namespaces.values():
             if namespace.is_book:
                 self.read_book(namespace, self.summaries[namespace.id].keys(b"", END))
-        self.spreading = self.world.make_spreading(self)
+        self.spreading = spreading_of(self)
 
     def stop(self) -> None:
         self.up = False
@@ -190,10 +195,16 @@ class Peer:
 
         self.world.at(self.world.now + after_s, in_this_life)
 
-    def link_up(self, other: "Peer") -> None:
+    def books_shown(self) -> bytes:
+        """Return the digest of the books that its hello shows."""
+        return self.spreading.books_digest()
+
+    def link_up(self, other: "Peer", *, same_books: bool) -> None:
         self.standing.learn(other.chain)  # it was shown by its hello
         self.learned()
-        self.carry_out(self.spreading.link_up(other.me, self.world.now, self.now_ms))
+        self.carry_out(
+            self.spreading.link_up(other.me, self.world.now, self.now_ms, same_books=same_books)
+        )
 
     def link_down(self, peer: PeerId) -> None:
         self.carry_out(self.spreading.link_down(peer, self.world.now))
@@ -271,8 +282,8 @@ class Peer:
         if entry.header.namespace != namespace.id:
             return None
         try:
-            if namespace.is_book:
-                books.learn_author(self.standing, parked.payload)
+            if namespace.is_own:
+                books.learn_author(self.standing, namespace, parked.payload)
             by_admin = self.standing.judge(entry, namespace)
         except UnknownCertificate as error:
             self.parked[error.certificate].append(parked)
@@ -286,6 +297,9 @@ class Peer:
         for one in arrivals:
             replica.apply(one)
             self.clock.observe(one.entry.header.clock, self.now_ms)
+        for one, fate in zip(arrivals, replica.applied.fates, strict=True):
+            if fate not in ("early", "over"):
+                self.ever_taken.add((NamespaceId(one.entry.header.namespace), one.entry.key))
         self.follow(replica.applied, source)
         return list(replica.applied.fates)
 
@@ -312,7 +326,7 @@ class Peer:
         for one in keys:
             entry = read_entry(self.tables.get(Table.ENTRY, namespace.id + one) or b"")
             payload = decode_payload(self.tables.get(Table.PAYLOAD, namespace.id + one) or b"")
-            books.learn_author(self.standing, encode_payload(payload))
+            books.learn_author(self.standing, namespace, encode_payload(payload))
             found = books.learn(self.standing, namespace, entry, payload)
             if found is not None and self.up:
                 self.purge(found)
@@ -430,9 +444,9 @@ class HeldRows:
         ]
 
 
-def shipped(peer: Peer, kind: type[Spreading] = Spreading) -> Spreading:
+def spreading_of(peer: Peer) -> spreading.Spreading:
     """Return what spreads a peer's entries, as the daemon makes it."""
-    return kind(
+    return spreading.Spreading(
         peer.me,
         MESH,
         HeldRows(peer),
@@ -450,7 +464,6 @@ class World:
         zones: for each peer, the zones that it is in besides the mesh.
         faults: how bad it is while it lives.
         links: which pairs of peers, by number, can be linked; all.
-        spreading: makes what spreads a peer's entries.
         quotas: how much one author may hold.
         settings: of spreading.
         liar: what the last of the peers is, if it is not honest.
@@ -464,7 +477,6 @@ class World:
         *,
         faults: Faults = CALM,
         links: Iterable[tuple[int, int]] | None = None,
-        spreading: Callable[[Peer], Spreading] = shipped,
         quotas: Quotas | None = None,
         settings: SpreadSettings | None = None,
         liar: type[Peer] | None = None,
@@ -473,7 +485,6 @@ class World:
         self.random = Random(seed)
         self.faults = faults
         self.now = 0.0
-        self.make_spreading = spreading
         self.settings = settings or SpreadSettings()
         self.messages_max = MESSAGES_MAX
         self._quotas = quotas or Quotas()
@@ -607,9 +618,23 @@ class World:
 
     def open(self, ends: frozenset[PeerId]) -> None:
         one, other = (self.by_id[peer] for peer in sorted(ends))
-        self.links[ends] = Link(ends, {one.me: deque(), other.me: deque()})
-        one.link_up(other)
-        other.link_up(one)
+        lacking = {one.me: self.books_lacking(one, other), other.me: self.books_lacking(other, one)}
+        self.links[ends] = Link(ends, {one.me: deque(), other.me: deque()}, self.now, lacking)
+        own = {peer.me: peer.spreading.books_digest() for peer in (one, other)}
+        shown = {peer.me: peer.books_shown() for peer in (one, other)}
+        one.link_up(other, same_books=shown[other.me] == own[one.me])
+        other.link_up(one, same_books=shown[one.me] == own[other.me])
+
+    def books_lacking(self, at: Peer, of: Peer) -> set[tuple[NamespaceId, Key]]:
+        """Return what one peer lacks of another's books, but for what is dated ahead of either."""
+        until = bound_of(min(at.now_ms, of.now_ms))
+        return {
+            (namespace.id, one)
+            for namespace in self.namespaces.values()
+            if namespace.is_book
+            for one in of.held_summary(namespace.id).keys(b"", until)
+            if (namespace.id, one) not in at.ever_taken
+        }
 
     def cut(self, link: Link) -> None:
         if not link.alive:
@@ -689,6 +714,9 @@ class World:
         if not peer.up:
             return
         namespace = self.random.choice([one for one in self.shared() if peer.may_read(one.zone)])
+        if self.random.random() < 0.05 and self.peers[0].up:
+            self.write_in_the_books(self.random.choice(self.peers))
+            return
         random, name = self.random, f"key-{self.random.randrange(5)}"
         text = f"{peer.me[-6:]} says {random.getrandbits(64):x}"
         lifetime = random.choice([Lifetime.NORMAL, Lifetime.NORMAL, Lifetime.SCRATCH])
@@ -718,6 +746,10 @@ class World:
             case _:
                 some = self.known_to(peer, namespace, None)
                 peer.write(namespace, forgetting, *random.sample(some, min(2, len(some))))
+
+    def write_in_the_books(self, of: Peer) -> None:
+        """Let the admin write down a member again, as when it renews."""
+        self.peers[0].write_record(MEMBERS, of.me, books.member_record(of.chain))
 
     def known_to(self, peer: Peer, namespace: Namespace, type_: Type | None) -> list[Arrival]:
         """Return what a peer holds of what was written by members."""
@@ -755,6 +787,8 @@ class World:
         if len(self.said) > self.messages_max:
             raise Violation("they talk without end")
         message = decode_message(body) if sender.honest else None
+        if message is not None and self.by_id[to].honest:
+            self.check_books_came_first(self.links[frozenset({sender.me, to})], message)
         if not isinstance(message, Entries) or message.name.startswith("_"):
             return
         if not payload:
@@ -762,6 +796,18 @@ class World:
         neighbour = sender.spreading.neighbour(to)
         if neighbour is not None and neighbour.books_unacknowledged:
             raise Violation("something is sent before the books are durable there")
+
+    def check_books_came_first(self, link: Link, message: Message) -> None:
+        """Nothing else is named on a link of honest peers before the books are through, or the
+        time is up.
+        """
+        if self.now >= link.opened_at + self.settings.books_first_s or not names_others(message):
+            return
+        for peer, lacking in link.lacking.items():
+            (other,) = link.ends - {peer}
+            for namespace, one in lacking - self.by_id[peer].ever_taken:
+                if one in self.by_id[other].held_summary(namespace):
+                    raise Violation(f"{message} is said before the books are through")
 
     def check_secrets(self) -> None:
         """Nobody outside a zone has been told anything of what is in it."""
@@ -860,7 +906,8 @@ NAMESPACES = (
 
 def check_is_going_on(peer: Peer, one: Neighbour) -> None:
     """Whatever is under way with a neighbour, a time is set at which it ends."""
-    times = (one.answer_by, one.entries_by, one.took_by, one.flush_at, one.ask_at, one.again_at)
+    times = [one.answer_by, one.entries_by, one.took_by, one.flush_at, one.ask_at, one.again_at]
+    times.append(one.books_first_until)
     waits = one.is_comparing or one.state in ("apart", "muted") or one.waiting or one.lacking
     if waits and min(times) == math.inf:
         raise Violation(f"{peer.me} waits for ever for {one.peer}: {one.state}, {one.why}")
@@ -880,6 +927,20 @@ def opened(item: Item, namespace: Namespace) -> Entry:
 
 def write_extreme(author: Keypair, name: str, value: str, **terms: Any) -> Arrival:
     return write(Type.MAXIMUM, author, name, value, **terms)
+
+
+def names_others(message: Message) -> bool:
+    """Tell whether a message names a namespace that is none of the books."""
+    match message:
+        case Compare(zone=zone, name=name) | Offer(zone, name) | Want(zone, name):
+            named = [(zone, name)]
+        case Gone(zone, name) | Entries(zone=zone, name=name):
+            named = [(zone, name)]
+        case Contents(rows=rows) | Run(rows=rows):
+            named = [(row.zone, row.name) for row in rows]
+        case _:
+            named = []
+    return any(not namespace_of(MESH, zone, name).is_book for zone, name in named)
 
 
 def is_a(kind: type[Message], body: bytes) -> bool:
@@ -924,7 +985,7 @@ class Liar(Peer):
     honest = False
     numbers = 0
 
-    def link_up(self, other: Peer) -> None:
+    def link_up(self, other: Peer, *, same_books: bool) -> None:
         self.standing.learn(other.chain)
 
     def link_down(self, peer: PeerId) -> None:

@@ -6,6 +6,7 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from test_gossip.hosts import door_of
 from test_gossip.members import ADMIN, ADMIN_CHAIN, MESH, NOW_MS, OTHER_MESH, chain_of, key
 
 from covey.gossip.hello import (
@@ -38,7 +39,7 @@ from covey.identity.certificate import DAY_S, check_chain
 from covey.identity.errors import Malformed, Misuse, NotAdmitted
 from covey.identity.invite import Invite, Terms
 from covey.identity.keys import Keypair, PeerId
-from covey.identity.wire import encode
+from covey.identity.wire import encode, encode_plain, strict_cbor
 
 ME, OTHER = key(1), key(2)
 NONCE = b"n" * 32
@@ -71,6 +72,7 @@ def test_a_member_is_let_in_and_its_clock_is_noted() -> None:
         ("another mesh", hello(mesh=OTHER_MESH), "other-mesh"),
         ("no chain", hello(chain=()), "bad-chain"),
         ("another's chain", hello(chain=chain_of(ME)), "bad-chain"),
+        ("a digest that is none", hello(books=b"\x01" * 33), "malformed"),
         ("a confirmation", encode_hello(Confirm()), "malformed"),
     ],
 )
@@ -81,6 +83,32 @@ def test_who_does_not_hold_up_is_refused(what: str, data: bytes, code: str) -> N
     told = judge_answer(verdict.encoded(), OTHER.peer_id, mesh=MESH, now_ms=NOW_MS)
     assert isinstance(told, Refused)
     assert told.code == code
+
+
+def test_each_side_shows_its_books_as_they_are_then_and_keeps_what_the_other_showed() -> None:
+    doors = {keypair.peer_id: door_of(keypair) for keypair in (ME, OTHER)}
+    mine, other = doors[ME.peer_id], doors[OTHER.peer_id]
+    mine.own_books = lambda: b"mine"
+    other.own_books = lambda: b"other"
+    other.judge_hello(mine.greeting(), ME.peer_id)
+    mine.judge_answer(other.greeting(), OTHER.peer_id)
+    assert (mine.books, other.books) == ({OTHER.peer_id: b"other"}, {ME.peer_id: b"mine"})
+    mine.own_books = lambda: b"mine, later"
+    other.judge_answer(mine.greeting(), ME.peer_id)
+    assert other.books == {ME.peer_id: b"mine, later"}
+
+
+def test_an_older_peer_that_shows_no_books_is_let_in() -> None:
+    assert strict_cbor(hello())[-1] == b""
+    verdict = judged(encode_plain(strict_cbor(hello())[:-1]))
+    assert isinstance(verdict, Accepted)
+    assert verdict.books == b""
+
+
+def test_who_is_not_let_in_has_shown_nothing() -> None:
+    door = door_of(ME)
+    door.judge_hello(hello(mesh=OTHER_MESH, books=b"any"), OTHER.peer_id)
+    assert door.books == {}
 
 
 def test_a_replayed_hello_serves_no_other_key() -> None:

@@ -194,6 +194,17 @@ async def test_two_that_dial_each_other_at_once_end_with_one_connection(round_: 
         assert refusals in ([], ["duplicate"], ["ended"])
 
 
+async def test_each_side_knows_what_books_the_other_holds_once_the_connection_is_open() -> None:
+    async with open_peer(ALICE) as alice, open_peer(BOB) as bob:
+        alice.door.own_books, bob.door.own_books = (lambda: b"alice's"), (lambda: b"bob's")
+
+        await alice.dial(bob)
+
+        await until(lambda: alice.seen.opened_visits and bob.seen.opened_visits)
+        assert alice.door.books == {bob.id: b"bob's"}
+        assert bob.door.books == {alice.id: b"alice's"}
+
+
 @pytest.mark.parametrize("restarted", [False, True])
 async def test_a_new_connection_replaces_the_old_unless_the_two_crossed(restarted: bool) -> None:
     low, high = sorted([ALICE, BOB], key=lambda one: one.peer_id)

@@ -13,6 +13,9 @@ import pytest
 from test_gossip.members import key
 from test_gossip.memory_entries import ALICE, MESH, NOW_MS, note, shorts
 
+from covey.gossip.memory.asking import ASKED_MAX, HAS_MAX
+from covey.gossip.memory.comparing import MARGIN_MS, ROUNDS_MAX
+from covey.gossip.memory.effects import Effect, Ingest, Ingested, Say, StepChanged
 from covey.gossip.memory.entry import AHEAD_MS_MAX, HASH_BYTES, Key, NamespaceId
 from covey.gossip.memory.messages import (
     BATCH_ENTRIES,
@@ -42,19 +45,8 @@ from covey.gossip.memory.namespace import Namespace, namespace_of
 from covey.gossip.memory.neighbour import REFUSALS_MAX, Neighbour
 from covey.gossip.memory.reconciliation import Ranges, Session, answer
 from covey.gossip.memory.replica import Arrival
-from covey.gossip.memory.spreading import (
-    ASKED_MAX,
-    HAS_MAX,
-    MARGIN_MS,
-    ROUNDS_MAX,
-    Effect,
-    Ingest,
-    Ingested,
-    Say,
-    Spreading,
-    SpreadSettings,
-    StepChanged,
-)
+from covey.gossip.memory.settings import SpreadSettings
+from covey.gossip.memory.spreading import Spreading
 from covey.gossip.memory.summary import END, Summary
 from covey.identity.errors import Malformed
 from covey.identity.keys import PeerId
@@ -66,6 +58,8 @@ Said = list[tuple[PeerId, Message]]
 LEAST, LESS, ME, GREATER = sorted(key(number).peer_id for number in range(1, 5))
 PUMPS = namespace_of(MESH, "mesh", "plant/pumps")
 MEMBERS = namespace_of(MESH, "mesh", "_mesh/members")
+REVOKED = namespace_of(MESH, "mesh", "_mesh/revoked")
+ADVERTS = namespace_of(MESH, "mesh", "_mesh/adverts")
 FINANCE = namespace_of(MESH, "eu", "finance")
 OWN = namespace_of(MESH, "device", "own")
 SETTINGS = SpreadSettings()
@@ -150,8 +144,11 @@ class Desk:
         self.ingests += [one for one in effects if isinstance(one, Ingest)]
         return [(one.to, decode_message(one.body)) for one in effects if isinstance(one, Say)]
 
-    def link(self, *peers: PeerId) -> Said:
-        links = [self.spreading.link_up(one, self.now, self.now_ms) for one in peers]
+    def link(self, *peers: PeerId, same_books: bool = True) -> Said:
+        links = [
+            self.spreading.link_up(one, self.now, self.now_ms, same_books=same_books)
+            for one in peers
+        ]
         return [said for effects in links for said in self.carry_out(effects)]
 
     def unlink(self, peer: PeerId) -> Said:
@@ -681,6 +678,18 @@ def test_a_peer_that_is_slow_but_goes_on_is_not_given_up() -> None:
         assert desk.look(LESS).state == "in step"
 
 
+@pytest.mark.parametrize(
+    ("namespace", "is_payload"), [(PUMPS, True), (MEMBERS, False), (ADVERTS, False)]
+)
+def test_what_users_write_is_sent_as_payload_and_what_is_covey_s_own_as_control(
+    namespace: Namespace, is_payload: bool
+) -> None:
+    desk = Desk().in_step_with(LESS)
+    desk.write(namespace, *notes(1, namespace=namespace))
+    effects = desk.spreading.tick(desk.spreading.deadline, desk.now_ms)
+    assert [one.payload for one in effects if isinstance(one, Say)] == [is_payload]
+
+
 def test_who_watches_is_told_when_all_that_was_under_way_has_come() -> None:
     desk = Desk().in_step_with(LESS)
     desk.write(PUMPS, *notes(1))
@@ -924,6 +933,178 @@ def test_nothing_else_is_compared_before_the_books_are_the_same() -> None:
     desk.hear(LESS, entries(1, *book, namespace=MEMBERS))
     ((_, next_step),) = of_kind(desk.take(*book), Compare)
     assert next_step.name == PUMPS.name
+
+
+# The books first, on a new link
+
+
+def named(said: Iterable[Message]) -> list[str]:
+    """Return the namespaces that messages name, in order and each once."""
+    names = [getattr(one, "name", None) for one in said]
+    of_rows = [[row.name for row in getattr(one, "rows", ())] for one in said]
+    pairs = zip(names, of_rows, strict=True)
+    return list(dict.fromkeys(name for one, rows in pairs for name in (one, *rows) if name))
+
+
+def told(said: Said) -> list[str]:
+    return named([one for _, one in said])
+
+
+@pytest.mark.parametrize("peer", [LESS, GREATER])
+def test_while_books_differ_nothing_else_goes_out_until_the_time_is_up(peer: PeerId) -> None:
+    desk = Desk()
+    book, pushed, brought, wanted, lacking = (
+        *notes(1, namespace=MEMBERS),
+        *notes(4),
+    )
+    desk.held.hold(PUMPS, wanted)
+    desk.link(peer, same_books=False)
+    desk.write(PUMPS, pushed)
+    desk.write(PUMPS, brought, source=LEAST)
+    desk.write(MEMBERS, book)
+    said = desk.wait(SETTINGS.gather_s)
+    assert told(said) == ["_mesh/members"]
+    said = desk.hear(peer, Took(of_kind(said, Entries)[0][1].number))
+    assert told(said + desk.wait(SETTINGS.books_first_s - SETTINGS.gather_s - 0.01)) == []
+    assert desk.look(peer).books_come_first
+    said = desk.wait(0.01)
+    assert of_kind(said, Offer) == [(peer, offer(brought))]
+    assert [item_of(pushed)] == [item for _, one in of_kind(said, Entries) for item in one.items]
+    assert desk.hear(peer, offer(lacking)) == [(peer, want(lacking))]
+
+
+def test_what_is_wanted_or_offered_too_early_waits_for_the_books() -> None:
+    desk = Desk()
+    held, lacking, unknown = notes(3)
+    desk.held.hold(PUMPS, held)
+    desk.link(LESS, same_books=False)
+    for early in (want(held), offer(lacking), want(unknown), a_step(PUMPS)):
+        assert desk.hear(LESS, early) == []
+    said = desk.wait(SETTINGS.books_first_s)
+    assert of_kind(said, Gone) == [(LESS, gone(unknown))]
+    assert of_kind(said, Want) == [(LESS, want(lacking))]
+    assert [one.items for _, one in of_kind(said, Entries)] == [(item_of(held),)]
+    assert len(desk.hear(LESS, a_step(PUMPS))) == 1
+
+
+def test_whose_books_are_the_same_waits_for_nothing() -> None:
+    desk = Desk()
+    desk.link(LESS)
+    desk.write(PUMPS, *notes(1))
+    assert told(desk.wait(SETTINGS.gather_s)) == [PUMPS.name]
+
+
+def test_what_waits_goes_out_once_the_books_have_moved_both_ways() -> None:
+    desk = Desk()
+    ours, theirs = notes(2, namespace=MEMBERS)
+    desk.held.hold(MEMBERS, ours)
+    desk.link(LESS, same_books=False)
+    desk.write(PUMPS, *notes(1))
+    row = Row("mesh", MEMBERS.name, 1, OF_SOMETHING)
+    ((_, step),) = of_kind(desk.hear(LESS, Contents(UNTIL_MS, (row,), whole=False)), Compare)
+    said = desk.hear(LESS, Compared(step.session, answer(Summary([theirs.entry.key]), step.ranges)))
+    assert told(said + desk.wait(SETTINGS.gather_s)) == [MEMBERS.name]
+    desk.hear(LESS, entries(1, theirs, namespace=MEMBERS))
+    assert told(desk.take(theirs)) == [], "ours is not durable there yet"
+    said = desk.hear(LESS, Took(of_kind(said, Entries)[0][1].number))
+    assert told(said) == [PUMPS.name]
+    assert len(of_kind(said, Digest)) == 1, "and so it is told"
+
+
+def test_who_does_not_run_the_comparison_learns_from_who_does_that_the_books_are_through() -> None:
+    for word in (a_step(PUMPS), offer(*notes(1)), Rest(3)):
+        desk = Desk()
+        desk.link(GREATER, same_books=False)
+        desk.write(PUMPS, *notes(1, first=5))
+        assert desk.hear(GREATER, a_step(MEMBERS)) != []
+        assert desk.look(GREATER).books_come_first
+        said = desk.hear(GREATER, word) + desk.wait(SETTINGS.gather_s)
+        assert PUMPS.name in [one.name for _, one in of_kind(said, Entries)]
+
+
+def test_the_books_are_named_first_and_the_rest_when_asked_again() -> None:
+    desk = Desk()
+    desk.held.hold(MEMBERS, *notes(1, namespace=MEMBERS))
+    desk.held.hold(PUMPS, *notes(1))
+    desk.link(GREATER, same_books=False)
+    other = Digest(UNTIL_MS, OF_SOMETHING, answer=True)
+    ((_, first),) = of_kind(desk.hear(GREATER, other), Contents)
+    ((_, second),) = of_kind(desk.hear(GREATER, other), Contents)
+    assert (named([first]), first.whole) == (["_mesh/members"], False)
+    assert (named([second]), second.whole) == (["_mesh/members", PUMPS.name], True)
+
+
+def test_a_book_that_is_not_named_is_one_that_the_other_has_nothing_of() -> None:
+    desk = Desk()
+    desk.held.hold(MEMBERS, *notes(1, namespace=MEMBERS))
+    desk.held.hold(PUMPS, *notes(1))
+    desk.link(LESS, same_books=False)
+    said = desk.hear(LESS, Contents(UNTIL_MS, (), whole=False))
+    assert told(said) == ["_mesh/members"]
+
+
+@pytest.mark.parametrize(("mine", "theirs"), [(3, 3), (3, 2_000), (2_000, 3)])
+def test_books_that_differ_cost_one_round_trip_more_than_those_that_are_the_same(
+    mine: int, theirs: int
+) -> None:
+    heard: dict[bool, list[Message]] = {}
+    for same in (True, False):
+        less, me = Desk(LESS), Desk(ME)
+        for desk, first, count in ((me, 0, mine), (less, 3_000, theirs)):
+            desk.held.hold(MEMBERS, *notes(2, namespace=MEMBERS, first=first))
+            desk.held.hold(PUMPS, *notes(count, first=first))
+        less.link(ME, same_books=same)
+        heard[same] = talk(me, less, me.link(LESS, same_books=same))
+        assert less.held.arrivals == me.held.arrivals
+        assert less.look(ME).state == me.look(LESS).state == "in step"
+        assert not less.look(ME).books_come_first
+        assert not me.look(LESS).books_come_first
+    kinds = [type(one) for one in heard[False]]
+    steps = {
+        same: len([one for one in said if not isinstance(one, Entries | Took)])
+        for same, said in heard.items()
+    }
+    assert steps[False] <= steps[True] + 2
+    others = [at for at, one in enumerate(heard[False]) if PUMPS.name in named([one])]
+    of_books = [
+        at
+        for at, one in enumerate(heard[False])
+        if isinstance(one, Entries | Want) and one.name == MEMBERS.name
+    ]
+    assert len(of_books) > 1
+    assert max(of_books) < min(others)
+    assert (Run in kinds) is (theirs == 2_000), "who holds more still goes through the rest"
+
+
+def test_books_that_one_side_does_not_take_end_no_comparison_of_the_rest() -> None:
+    less, me = Desk(LESS), Desk(ME)
+    less.held.hold(MEMBERS, *(some := notes(3, namespace=MEMBERS)))
+    less.held.hold(PUMPS, *notes(4))
+    less.link(ME, same_books=False)
+    said = me.link(LESS, same_books=False)
+    me.hear(LESS, entries(1, *some, namespace=MEMBERS))
+    me.take(refused=some)
+    heard = talk(me, less, said)
+    assert me.held.arrivals[PUMPS] == less.held.arrivals[PUMPS]
+    assert heard[-1] == Rest(3)
+    assert me.look(LESS).state == less.look(ME).state == "apart"
+
+
+def test_the_digest_of_the_books_is_of_all_that_every_member_holds_of_them_and_nothing_else() -> (
+    None
+):
+    one, other = Desk(LESS), Desk(ME)
+    book, late = notes(2, namespace=MEMBERS)
+    empty = one.spreading.books_digest()
+    assert len(empty) == HASH_BYTES, "holding none is not the same as saying nothing"
+    one.held.hold(MEMBERS, book)
+    other.held.hold(REVOKED)
+    other.held.hold(MEMBERS, book)
+    other.held.hold(PUMPS, *notes(2))
+    other.held.hold(ADVERTS, *notes(1, namespace=ADVERTS))
+    assert one.spreading.books_digest() == other.spreading.books_digest() != empty
+    one.held.hold(MEMBERS, late)
+    assert one.spreading.books_digest() != other.spreading.books_digest()
 
 
 # Payloads
