@@ -22,6 +22,7 @@ import trio
 from measure import Report, Row
 from nacl.signing import VerifyKey
 
+from covey.gossip.memory.commands import Note
 from covey.gossip.memory.driver import Memory
 from covey.gossip.memory.entry import (
     HASH_BYTES,
@@ -44,7 +45,6 @@ from covey.gossip.memory.payload import SALT_BYTES, SCHEMA, Payload, encode_payl
 from covey.gossip.memory.replica import Arrival
 from covey.gossip.memory.standing import Standing, certificate_id
 from covey.gossip.memory.tables import Table
-from covey.gossip.memory.writing import Note
 from covey.gossip.network import LinkHandler, LinkInfo, MessageHandler, RequestHandler, Traffic
 from covey.identity.certificate import Chain, found_mesh, issue
 from covey.identity.envelope import mesh_id_of, signed_bytes

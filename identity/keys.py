@@ -8,9 +8,13 @@ from functools import lru_cache
 from typing import NewType, Self
 
 import base58
-from nacl.bindings import crypto_core_ed25519_is_valid_point
+from nacl.bindings import (
+    crypto_core_ed25519_is_valid_point,
+    crypto_sign,
+    crypto_sign_open,
+    crypto_sign_seed_keypair,
+)
 from nacl.exceptions import BadSignatureError, CryptoError
-from nacl.signing import SigningKey, VerifyKey
 
 from .errors import Malformed
 
@@ -27,14 +31,13 @@ _ID_TEXT_MAX = 64
 class Keypair:
     """One Ed25519 key: a device's identity, an invite's key, or a mesh's root."""
 
-    __slots__ = ("_signing", "peer_id", "public_key", "seed")
+    __slots__ = ("_secret_key", "peer_id", "public_key", "seed")
 
     def __init__(self, seed: bytes) -> None:
         if len(seed) != KEY_BYTES:
             raise Malformed(f"a key's seed has {KEY_BYTES} bytes, not {len(seed)}")
         self.seed = seed
-        self._signing = SigningKey(seed)
-        self.public_key = bytes(self._signing.verify_key)
+        self.public_key, self._secret_key = crypto_sign_seed_keypair(seed)
         self.peer_id = peer_id_of(self.public_key)
 
     @classmethod
@@ -44,7 +47,7 @@ class Keypair:
 
     def sign(self, message: bytes) -> bytes:
         """Return the 64-byte signature over `message`."""
-        return self._signing.sign(message).signature
+        return crypto_sign(message, self._secret_key)[:SIGNATURE_BYTES]
 
     def __repr__(self) -> str:
         return f"Keypair({self.peer_id})"
@@ -88,17 +91,12 @@ def is_sound_key(public_key: bytes) -> bool:
     return len(public_key) == KEY_BYTES and bool(crypto_core_ed25519_is_valid_point(public_key))
 
 
-@lru_cache(maxsize=1024)
-def _verify_key(public_key: bytes) -> VerifyKey:
-    return VerifyKey(public_key)
-
-
 def verify(public_key: bytes, message: bytes, signature: bytes) -> bool:
     """Tell whether `signature` over `message` was made by `public_key`'s holder."""
     if len(signature) != SIGNATURE_BYTES or len(public_key) != KEY_BYTES:
         return False
     try:
-        _verify_key(public_key).verify(message, signature)
+        crypto_sign_open(signature + message, public_key)
     except (BadSignatureError, CryptoError):
         return False
     return True

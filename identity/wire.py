@@ -30,6 +30,18 @@ def encode_plain(value: object) -> bytes:
     return cbor2.dumps(value, canonical=True)
 
 
+def bytes_item(data: bytes) -> bytes:
+    """Return the one encoding of a byte string: its length, then itself."""
+    size = len(data)
+    if size < 24:
+        return bytes((0x40 | size,)) + data
+    if size < 1 << 8:
+        return bytes((0x58, size)) + data
+    if size < 1 << 16:
+        return b"\x59" + size.to_bytes(2, "big") + data
+    return encode_plain(data)
+
+
 def decode(data: bytes, kind: type[T], *, limit_bytes: int = 64 * KIB) -> T:
     """Return the struct in `data`.
 

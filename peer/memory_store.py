@@ -8,29 +8,31 @@ it is durable, in order, so it is never ahead of the disk, and is made anew at s
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager
+from functools import partial
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
-from typing import TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 import trio
 
 from covey.gossip.memory.entry import KEY_BYTES_TOTAL, NAMESPACE_BYTES, Entry, Key, NamespaceId
-from covey.gossip.memory.replica import Applied, Arrival, Fate, Quotas, Replica
+from covey.gossip.memory.replica import (
+    Applied,
+    Arrival,
+    Fate,
+    Quotas,
+    Replica,
+    one_after_another,
+)
 from covey.gossip.memory.summary import Summary
 from covey.gossip.memory.tables import Table, Tables
 from covey.identity.errors import Malformed, Misuse, Unavailable
 
+from .environment import Environment, open_environment
+from .lmdb_file import MAP_BYTES
+from .rows import Snapshot, Transaction
 from .schema import MEMORY_MIGRATIONS
-from .store import (
-    MAP_BYTES,
-    Environment,
-    Failed,
-    Snapshot,
-    Transaction,
-    ending,
-    open_environment,
-)
 
 T = TypeVar("T")
 
@@ -48,6 +50,13 @@ class Damaged(Unavailable):
     """A stored row is not what it should be; nobody's fault but the disk's, or ours."""
 
 
+class _Ended(NamedTuple, Generic[T]):
+    """What a job returned, and what it changed."""
+
+    value: T
+    applied: Applied
+
+
 class MemoryStore:
     """The entries that this device holds. Use `open_memory_store`."""
 
@@ -63,6 +72,7 @@ class MemoryStore:
         self._now_ms = now_ms
         self._quotas = quotas
         self._handlers: list[Callable[[Applied], None]] = []
+        environment.on_group(self._follow)
 
     @property
     def summaries(self) -> Mapping[NamespaceId, Summary]:
@@ -81,7 +91,10 @@ class MemoryStore:
     # Writing
 
     def on_applied(self, handler: Callable[[Applied], None]) -> None:
-        """Tell `handler` of each durable change, in order, on the trio thread; it must not raise."""
+        """Tell `handler` of what each commit changed, in order, on the trio thread.
+
+        It must not raise.
+        """
         self._handlers.append(handler)
 
     async def apply(self, arrivals: Sequence[Arrival]) -> Applied:
@@ -109,22 +122,12 @@ class MemoryStore:
             Damaged: a row that it touches is not what it should be.
             Exception: what `job` raised; nothing of it is stored.
         """
+        ended = await self._environment.run(partial(self._applied, job), size_bytes=size_bytes)
+        return ended.value
 
-        def applying(rows: Transaction) -> tuple[T, Applied]:
-            replica = _StoredReplica(rows, self._now_ms(), self._quotas)
-            return job(replica, rows), replica.applied
-
-        def begin(then: Callable[[T | Failed], None]) -> None:
-            def told(one: tuple[T, Applied] | Failed) -> None:
-                if isinstance(one, Failed):
-                    then(one)
-                else:
-                    self._follow(one[1])
-                    then(one[0])
-
-            self._environment.add(applying, told, size_bytes=size_bytes)
-
-        return await ending(begin)
+    def _applied(self, job: Job[T], rows: Transaction) -> _Ended[T]:
+        replica = _StoredReplica(rows, self._now_ms(), self._quotas)
+        return _Ended(job(replica, rows), replica.applied)
 
     async def pass_time(self) -> None:
         """Drop all that is over its time by now."""
@@ -139,8 +142,13 @@ class MemoryStore:
         """
         await self._environment.compact()
 
-    def _follow(self, applied: Applied) -> None:
-        # One that went and came in the same transaction, or came and went, is as it was.
+    def _follow(self, ended: Sequence[object]) -> None:
+        # Once for all that were committed together: it takes a tenth of the time.
+        durable = [one.applied for one in ended if isinstance(one, _Ended)]
+        if not durable:
+            return
+        applied = one_after_another(durable)
+        # One that went and came in the same commit, or came and went, is as it was.
         change = Counter(applied.added)
         change.subtract(applied.removed)
         for (namespace, key), number in change.items():

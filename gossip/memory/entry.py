@@ -8,18 +8,21 @@ not part of the id: an author could make many for one body. Layout: docs/WIRE.md
 """
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
-from typing import Annotated, NewType
+from functools import lru_cache
+from typing import Annotated, Generic, NewType, TypeVar
 
 import msgspec
 
 from covey.identity.envelope import MeshId, signed_bytes
 from covey.identity.errors import Malformed, NotAdmitted
 from covey.identity.keys import KEY_BYTES, Keypair, PeerId, is_sound_key, peer_id_of, verify
-from covey.identity.wire import KIB, decode, encode, encode_plain, read_back
+from covey.identity.wire import KIB, bytes_item, decode, encode, encode_plain, read_back
 
 from .kinds import DAY_MS, Lifetime, check_kind, is_record, lifetime_of
+
+T = TypeVar("T")
 
 NamespaceId = NewType("NamespaceId", bytes)
 """16 bytes: the hash of mesh, zone and name, so the zone is part of what every entry signs."""
@@ -48,7 +51,7 @@ SEEN_MAX = 64
 DERIVED_MAX = 8
 # One that is written ahead of this peer's clock by more waits outside (MEMORY 4.3).
 AHEAD_MS_MAX = 5 * 60_000
-_ARRAY_OF_TWO = 0x82
+_HEAD_OF_TWO = b"\x82"
 NO_CERTIFICATE = bytes(HASH_BYTES)
 """In the place of a certificate's id: the mesh's root key is its own authority."""
 
@@ -58,7 +61,8 @@ PublicKey = Annotated[bytes, msgspec.Meta(min_length=KEY_BYTES, max_length=KEY_B
 Unsigned = Annotated[int, msgspec.Meta(ge=0)]
 
 
-class Header(msgspec.Struct, frozen=True, array_like=True):
+# Neither can be part of a cycle, and of both there are many.
+class Header(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """What an author signs of one entry; fixed positions, a later version adds at the end."""
 
     version: Annotated[int, msgspec.Meta(ge=1)]
@@ -87,13 +91,30 @@ class Header(msgspec.Struct, frozen=True, array_like=True):
     """A clock: of `subject`'s entries those up to it are forgotten."""
 
 
-class SignedHeader(msgspec.Struct, frozen=True, array_like=True):
+class SignedHeader(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """A header as it travels and rests."""
 
     body: bytes
     signature: Annotated[
         bytes, msgspec.Meta(min_length=SIGNATURE_BYTES, max_length=SIGNATURE_BYTES)
     ]
+
+
+class _Once(Generic[T]):
+    """What follows from an entry, made when it is first asked for.
+
+    As `functools.cached_property`, which before Python 3.12 takes a lock each time.
+    """
+
+    def __init__(self, make: Callable[["Entry"], T]) -> None:
+        self._make = make
+
+    def __set_name__(self, _owner: type, name: str) -> None:
+        self._name = name
+
+    def __get__(self, entry: "Entry", _owner: type) -> T:
+        made = entry.__dict__[self._name] = self._make(entry)
+        return made
 
 
 @dataclass(frozen=True)
@@ -104,7 +125,7 @@ class Entry:
     header: Header
     data: bytes
 
-    @cached_property
+    @_Once
     def key(self) -> Key:
         """Where it stands in time order."""
         return Key(self.header.clock.to_bytes(CLOCK_BYTES, "big") + self.id)
@@ -114,7 +135,7 @@ class Entry:
         """When it was written, by its author's clock."""
         return self.header.clock >> 16
 
-    @cached_property
+    @property
     def lifetime(self) -> Lifetime:
         """How long its header is kept."""
         return lifetime_of(self.header.kind)
@@ -124,7 +145,7 @@ class Entry:
         """Until when its header is kept, and after which it is refused for ever."""
         return self.at_ms + self.lifetime.ms
 
-    @cached_property
+    @_Once
     def slot(self) -> bytes | None:
         """What of its author it replaces: only the newest entry of a slot stays. None: nothing."""
         header = self.header
@@ -158,7 +179,9 @@ def sign_entry(header: Header, *, mesh: MeshId, keypair: Keypair) -> Entry:
     """Return the entry that `header` is, signed by its author."""
     body = encode(header)
     signature = keypair.sign(signed_bytes(SIGNED_AS, mesh, body))
-    return Entry(_id_of(body), header, encode(SignedHeader(body, signature)))
+    # As `encode` has a `SignedHeader`; the law is in test_entry.py.
+    data = _HEAD_OF_TWO + bytes_item(body) + bytes_item(signature)
+    return Entry(_id_of(body), header, data)
 
 
 def open_entry(data: bytes, *, mesh: MeshId) -> Entry:
@@ -171,7 +194,9 @@ def open_entry(data: bytes, *, mesh: MeshId) -> Entry:
         NotAdmitted: `bad-signature`: its author did not sign it in this mesh.
     """
     signed = decode(data, SignedHeader, limit_bytes=HEADER_BYTES_MAX)
-    if data[0] != _ARRAY_OF_TWO:  # it is canonical, so this is the one head that it can have
+    if not data.startswith(
+        _HEAD_OF_TWO
+    ):  # it is canonical, so this is the one head that it can have
         raise Malformed("something stands beside body and signature, which nobody signed")
     header = decode(signed.body, Header, limit_bytes=HEADER_BYTES_MAX)
     _check(header)

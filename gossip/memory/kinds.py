@@ -93,7 +93,7 @@ def lifetime_of(kind: int) -> Lifetime:
 
 def is_record(kind: int) -> bool:
     """Tell whether it acts on other entries and is replaced by none."""
-    return type_of(kind) in _RECORDS
+    return kind & _TYPE_MASK in _RECORDS
 
 
 def check_kind(kind: int) -> None:

@@ -53,7 +53,7 @@ class Embedding(msgspec.Struct, frozen=True, array_like=True):
     """Little-endian float16, of unit length."""
 
 
-class Payload(msgspec.Struct, frozen=True, array_like=True):
+class Payload(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """What an entry says."""
 
     schema: _Count

@@ -14,8 +14,8 @@ on what else is held, and on the clock, never on who brought it or in which orde
 The author's standing has been judged before (`standing.py`).
 """
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 from covey.identity.errors import Malformed
@@ -47,6 +47,7 @@ SUPERSEDES = b"s"
 _BY_ADMIN = b"\x01"
 _BY_OTHERS = b"\x00"
 _TIME_BYTES = 8
+_ABOVE_KEYS = b"\xff" * (KEY_BYTES_TOTAL + 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,28 +75,41 @@ Fate = Literal["kept", "known", "filled", "superseded", "full", "early", "over"]
 older than all that its author may hold; too far ahead of this peer's clock; older than its lifetime."""
 
 
-@dataclass(slots=True)
 class Applied:
     """What a transaction changed, for what is derived from the rows; valid once it is durable."""
 
-    fates: list[Fate] = field(default_factory=lambda: list[Fate]())
-    """One for each arrival."""
-    added: list[tuple[NamespaceId, Key]] = field(
-        default_factory=lambda: list[tuple[NamespaceId, Key]]()
-    )
-    removed: list[tuple[NamespaceId, Key]] = field(
-        default_factory=lambda: list[tuple[NamespaceId, Key]]()
-    )
-    shown: list[Place] = field(default_factory=lambda: list[Place]())
-    """Entries whose payload is here now."""
-    hidden: list[Place] = field(default_factory=lambda: list[Place]())
-    """Entries whose payload is gone."""
-    withdrawn: int = 0
-    """Of these, how many a removal, a forgetting or a revocation took: their text must leave the disk."""
-    doubled: list[tuple[NamespaceId, bytes]] = field(
-        default_factory=lambda: list[tuple[NamespaceId, bytes]]()
-    )
-    """Authors of whom two entries of one time were seen: they, or their key, are in two places."""
+    __slots__ = ("added", "doubled", "fates", "hidden", "removed", "shown", "withdrawn")
+
+    def __init__(self) -> None:
+        self.fates: list[Fate] = []
+        """One for each arrival."""
+        self.added: list[tuple[NamespaceId, Key]] = []
+        self.removed: list[tuple[NamespaceId, Key]] = []
+        self.shown: list[Place] = []
+        """Entries whose payload is here now."""
+        self.hidden: list[Place] = []
+        """Entries whose payload is gone."""
+        self.withdrawn = 0
+        """Of these, how many a removal, a forgetting or a revocation took: their text must leave the
+        disk."""
+        self.doubled: list[tuple[NamespaceId, bytes]] = []
+        """Authors of whom two entries of one time were seen: they, or their key, are in two places."""
+
+
+def one_after_another(changes: Sequence[Applied]) -> Applied:
+    """Return what was changed in all."""
+    if len(changes) == 1:
+        return changes[0]
+    whole = Applied()
+    for one in changes:
+        whole.fates += one.fates
+        whole.added += one.added
+        whole.removed += one.removed
+        whole.shown += one.shown
+        whole.hidden += one.hidden
+        whole.withdrawn += one.withdrawn
+        whole.doubled += one.doubled
+    return whole
 
 
 class Replica:
@@ -158,21 +172,28 @@ class Replica:
     def _apply(self, arrival: Arrival) -> Fate:
         entry, tables = arrival.entry, self._tables
         place = place_of(entry)
-        if tables.get(Table.ENTRY, place) is not None:
+        # Mostly nothing of its very time is held: then it is not known, and has no double.
+        same_time = place[: NAMESPACE_BYTES + CLOCK_BYTES]
+        is_alone = next(tables.scan(Table.ENTRY, same_time), None) is None
+        if not is_alone and tables.get(Table.ENTRY, place) is not None:
             return self._fill(place, arrival)
         if entry.at_ms > self._now_ms + AHEAD_MS_MAX:
             return "early"
         if entry.kept_until_ms <= self._now_ms:
             return "over"
-        self._note_double(place, entry)
+        if not is_alone:
+            self._note_double(same_time, entry)
         head = self._head_of(entry)
-        if head is not None and head.key >= entry.key:
+        bucket = bucket_of(entry)
+        if head is None:
+            if not self._make_room(entry, bucket):
+                return "full"
+        elif head.key >= entry.key:
             return "superseded"
-        if not self._has_room(entry, head):
-            return "full"
-        if head is not None:
-            self._remove(place_of(head), head)
-        self._insert(place, arrival)
+        else:
+            # One goes and one comes: the number of its author's stays, and so does the slot.
+            self._remove(place_of(head), head, replaced=True)
+        self._insert(place, bucket, arrival)
         return "kept"
 
     def _fill(self, place: Place, arrival: Arrival) -> Fate:
@@ -184,9 +205,8 @@ class Replica:
         self.applied.shown.append(place)
         return "filled"
 
-    def _note_double(self, place: Place, entry: Entry) -> None:
+    def _note_double(self, same_time: bytes, entry: Entry) -> None:
         """Keep proof of an author that wrote two entries at one time, which no device does."""
-        same_time = place[: NAMESPACE_BYTES + CLOCK_BYTES]
         for _, data in self._tables.scan(Table.ENTRY, same_time):
             if read_entry(data).header.author == entry.header.author:
                 row = entry.header.namespace + entry.header.author
@@ -204,30 +224,28 @@ class Replica:
         key = self._tables.get(Table.HEAD, namespace + slot)
         return self._entry_at(namespace + key) if key is not None else None
 
-    def _has_room(self, entry: Entry, head: Entry | None) -> bool:
-        """Make room for an entry among its author's; False: it is older than all that may stay."""
+    def _make_room(self, entry: Entry, bucket: bytes) -> bool:
+        """Count an entry among its author's; False: it is older than all that may stay."""
         tables = self._tables
-        bucket = bucket_of(entry)
         quotas = self._quotas(NamespaceId(entry.header.namespace))
         most = quotas.records_a_day if is_counted_by_day(entry) else quotas.entries
-        if head is not None:
-            return True
         if most < 1:
             return False
-        while _number(tables.get(Table.COUNT, bucket)) >= most:
+        while (number := _number(tables.get(Table.COUNT, bucket))) >= most:
             oldest = next(tables.scan(Table.AGE, bucket))[0][-KEY_BYTES_TOTAL:]
             if entry.key < oldest:
                 return False
             place = entry.header.namespace + oldest
             self._remove(place, self._entry_at(place))
+        tables.put(Table.COUNT, bucket, (number + 1).to_bytes(4, "big"))
         return True
 
-    def _insert(self, place: Place, arrival: Arrival) -> None:
-        entry = arrival.entry
-        self._tables.put(Table.ENTRY, place, entry.data)
-        for table, row, value in index_rows(entry, by_admin=arrival.by_admin):
-            self._tables.put(table, row, value)
-        self._count(bucket_of(entry), +1)
+    def _insert(self, place: Place, bucket: bytes, arrival: Arrival) -> None:
+        entry, put = arrival.entry, self._tables.put
+        put(Table.ENTRY, place, entry.data)
+        put(Table.AGE, bucket + entry.key, b"")
+        for table, row, value in _named_rows(entry, by_admin=arrival.by_admin):
+            put(table, row, value)
         self._look_at(place, entry)
         self.applied.added.append((NamespaceId(entry.header.namespace), entry.key))
         self._insert_payload(place, arrival)
@@ -253,20 +271,22 @@ class Replica:
         header, tables = entry.header, self._tables
         if entry.lifetime is Lifetime.BOOK or is_record(header.kind):
             return False  # a record keeps its reason, and the books are forgotten by nobody
-        short = entry.id[:SHORT_ID_BYTES]
-        checks: list[tuple[bytes, bytes]] = [(FORGETS_ID, short)]
-        if type_of(header.kind) is Type.ELEMENT:
-            checks.append((REMOVES, short))
-        for what, target in checks:
-            for row, value in tables.scan(Table.COVER, header.namespace + what + target):
+        namespace, short = header.namespace, entry.id[:SHORT_ID_BYTES]
+        by_author = namespace + FORGETS_AUTHOR + header.author[:HASH_BYTES]
+        checks = [FORGETS_ID, REMOVES] if type_of(header.kind) is Type.ELEMENT else [FORGETS_ID]
+        # Mostly nothing is forgotten near it, and one look tells: the rows are in this order.
+        last = namespace + checks[-1] + short + _ABOVE_KEYS
+        if next(tables.scan(Table.COVER, by_author, last), None) is None:
+            return False
+        for what in checks:
+            for row, value in tables.scan(Table.COVER, namespace + what + short):
                 # Whoever writes may remove an element, but only its author and admins forget.
                 may = what == REMOVES or value[:1] == _BY_ADMIN or value[1:] == header.author
                 if may and row[-KEY_BYTES_TOTAL:] > entry.key:
                     return True
-        prefix = header.namespace + FORGETS_AUTHOR + header.author[:HASH_BYTES]
         return any(
             int.from_bytes(cut, "big") >= header.clock
-            for _, cut in tables.scan(Table.COVER, prefix)
+            for _, cut in tables.scan(Table.COVER, by_author)
         )
 
     # Acting on others
@@ -319,15 +339,17 @@ class Replica:
         for row, _ in list(self._tables.scan(Table.VECTOR, place[-ID_BYTES:])):
             self._tables.delete(Table.VECTOR, row)
 
-    def _remove(self, place: Place, entry: Entry) -> None:
+    def _remove(self, place: Place, entry: Entry, *, replaced: bool = False) -> None:
+        """Take an entry out; `replaced`: one of the same slot, and so of the same count, comes next."""
         tables, header = self._tables, entry.header
         self._drop_payload(place)
         tables.delete(Table.ENTRY, place)
         for table, row, _ in index_rows(entry, by_admin=True):
             # A newer one of its slot may stand there already.
-            if table is not Table.HEAD or tables.get(table, row) == entry.key:
+            if table is not Table.HEAD or (not replaced and tables.get(table, row) == entry.key):
                 tables.delete(table, row)
-        self._count(bucket_of(entry), -1)
+        if not replaced:
+            self._count_one_less(bucket_of(entry))
         for due_ms in (header.expires_s * 1000, entry.kept_until_ms):
             tables.delete(Table.DUE, _time(due_ms) + place)
         self.applied.removed.append((NamespaceId(header.namespace), entry.key))
@@ -357,8 +379,8 @@ class Replica:
         for place in [namespace + row[-KEY_BYTES_TOTAL:] for row, _ in rows]:
             yield self._entry_at(place)
 
-    def _count(self, bucket: bytes, change: int) -> None:
-        number = _number(self._tables.get(Table.COUNT, bucket)) + change
+    def _count_one_less(self, bucket: bytes) -> None:
+        number = _number(self._tables.get(Table.COUNT, bucket)) - 1
         if number:
             self._tables.put(Table.COUNT, bucket, number.to_bytes(4, "big"))
         else:
@@ -367,13 +389,18 @@ class Replica:
 
 def index_rows(entry: Entry, *, by_admin: bool) -> Iterator[tuple[Table, bytes, bytes]]:
     """Give the rows that follow from an entry being held, but for COUNT, DUE and its payload's."""
+    yield Table.AGE, bucket_of(entry) + entry.key, b""
+    yield from _named_rows(entry, by_admin=by_admin)
+
+
+def _named_rows(entry: Entry, *, by_admin: bool) -> Iterator[tuple[Table, bytes, bytes]]:
+    """Give the rows that find an entry by what it is, stands in, or acts on."""
     header, key = entry.header, entry.key
     namespace = header.namespace
     yield Table.SHORT, namespace + entry.id[:SHORT_ID_BYTES], key
     if (slot := entry.slot) is not None:
         yield Table.HEAD, namespace + slot, key
     yield Table.GROUP, namespace + header.parent + header.key + key, b""
-    yield Table.AGE, bucket_of(entry) + key, b""
     match type_of(header.kind):
         case Type.FORGETTING:
             who = (_BY_ADMIN if by_admin else _BY_OTHERS) + header.author

@@ -7,13 +7,26 @@ greater than all that it replaces. Model: MEMORY 4.4.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import assert_never
+from typing import NamedTuple, assert_never
 
 from covey.identity.envelope import MeshId
 from covey.identity.errors import Malformed, Misuse, NotFound, Unavailable
 from covey.identity.keys import Keypair
 
+from .commands import (
+    Command,
+    CounterAdd,
+    Forget,
+    ForgetAuthor,
+    LogAppend,
+    Maximum,
+    Minimum,
+    Note,
+    Register,
+    SetAdd,
+    SetRemove,
+    Shared,
+)
 from .entry import (
     AHEAD_MS_MAX,
     DERIVED_MAX,
@@ -44,6 +57,7 @@ from .payload import (
 )
 from .reading import (
     KEEP_MAX,
+    NESTING_MAX,
     NUMBER_CHARACTERS_MAX,
     Path,
     Remembered,
@@ -60,6 +74,7 @@ from .reading import (
     is_clean,
     is_json,
     line_path,
+    nests_too_deep,
     newest_clock,
     newest_clock_of,
     number_of,
@@ -80,119 +95,8 @@ _LIFETIMES = (Lifetime.SCRATCH, Lifetime.NORMAL, Lifetime.PINNED)
 """Those that an author may choose; the mesh's books have one of their own."""
 
 
-@dataclass(frozen=True, slots=True)
-class Note:
-    """A text of its own, or of an older one of the same author anew."""
-
-    text: str
-    provenance: Provenance | None = None
-    embedding: Embedding | None = None
-    derived_from: tuple[bytes, ...] = ()
-    """Ids of the entries that it was made from."""
-    renews: EntryId | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Register:
-    """The value of a key, in place of everybody's older one; JSON."""
-
-    key: str
-    value: str
-
-
-@dataclass(frozen=True, slots=True)
-class Shared:
-    """The value of a key, in place of those that are held here, and of no other; JSON."""
-
-    key: str
-    value: str
-
-
-@dataclass(frozen=True, slots=True)
-class SetAdd:
-    """An element into a set."""
-
-    of_set: str
-    element: str
-
-
-@dataclass(frozen=True, slots=True)
-class SetRemove:
-    """An element out of a set: everybody's adds that are held here."""
-
-    of_set: str
-    element: str
-
-
-@dataclass(frozen=True, slots=True)
-class CounterAdd:
-    """So many more, or less."""
-
-    key: str
-    delta: int
-
-
-@dataclass(frozen=True, slots=True)
-class Maximum:
-    """The greatest number of all is at least this."""
-
-    key: str
-    number: str
-
-
-@dataclass(frozen=True, slots=True)
-class Minimum:
-    """The smallest number of all is at most this."""
-
-    key: str
-    number: str
-
-
-@dataclass(frozen=True, slots=True)
-class LogAppend:
-    """A line at the end of a log that keeps so many of each author."""
-
-    log: str
-    text: str
-    keep: int = 100
-
-
-@dataclass(frozen=True, slots=True)
-class Forget:
-    """These entries' texts away, everywhere."""
-
-    ids: tuple[EntryId, ...]
-    reason: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class ForgetAuthor:
-    """All texts of an author away, everywhere."""
-
-    author: bytes
-    """The public key."""
-    before: int | None = None
-    """A clock: those before it. None: up to now, and all that is held here."""
-    reason: str = ""
-
-
-Command = (
-    Note
-    | Register
-    | Shared
-    | SetAdd
-    | SetRemove
-    | CounterAdd
-    | Maximum
-    | Minimum
-    | LogAppend
-    | Forget
-    | ForgetAuthor
-)
-
-
-@dataclass(frozen=True, slots=True)
-class _Moment:
+# Both are made for each entry: a frozen dataclass of as many fields takes three times as long.
+class _Moment(NamedTuple):
     """Where and when a command is carried out, and how long what it writes is to last."""
 
     tables: Tables
@@ -202,8 +106,7 @@ class _Moment:
     ttl_ms: int | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Draft:
+class _Draft(NamedTuple):
     """An entry before it has its time."""
 
     type: Type
@@ -401,7 +304,10 @@ class Writer:
         key = checked_key(key)
         _check_text(value, "value")
         if not is_json(value):
-            raise Misuse(f"the value {_start(value)} is not JSON; a text is written in quotes")
+            limit = f" of at most {NESTING_MAX} levels" if nests_too_deep(value) else ""
+            raise Misuse(
+                f"the value {_start(value)} is not JSON{limit}; a text is written in quotes"
+            )
         return path_of(moment.namespace, key), self._payload(key, value)
 
     # Sets

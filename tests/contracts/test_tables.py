@@ -12,8 +12,8 @@ from test_gossip.memory_tables import DictTables
 
 from covey.gossip.memory.tables import Table, Tables
 from covey.identity.errors import Misuse
+from covey.peer.environment import Environment, open_environment
 from covey.peer.schema import MEMORY_MIGRATIONS
-from covey.peer.store import Environment, open_environment
 
 T = TypeVar("T")
 MAP_BYTES = 64 * 1024**2

@@ -822,11 +822,11 @@ class TakesOlderHeads(Replica):
 
 
 class EvictsTheOldestOfAnybody(Replica):
-    def _has_room(self, entry: Entry, head: Entry | None) -> bool:
+    def _make_room(self, entry: Entry, bucket: bytes) -> bool:
         held = [read_entry(data) for _, data in self._tables.scan(Table.ENTRY, b"")]
-        if head is None and len(held) >= 6:
+        if len(held) >= 6:
             self._remove(place_of(held[0]), held[0])
-        return super()._has_room(entry, head)
+        return super()._make_room(entry, bucket)
 
 
 class LetsAnybodyForget(Replica):
@@ -862,9 +862,9 @@ class TakesWhatIsEarly(Replica):
 
 
 class LeavesWhatIsDue(Replica):
-    def _remove(self, place: Place, entry: Entry) -> None:
+    def _remove(self, place: Place, entry: Entry, *, replaced: bool = False) -> None:
         due = [row for row, _ in self._tables.scan(Table.DUE, b"") if row.endswith(place)]
-        super()._remove(place, entry)
+        super()._remove(place, entry, replaced=replaced)
         for row in due:
             self._tables.put(Table.DUE, row, b"")
 
@@ -884,7 +884,10 @@ class GivesNothingBack(Replica):
 
 
 class KeepsNoCount(Replica):
-    def _count(self, bucket: bytes, change: int) -> None:
+    def _make_room(self, entry: Entry, bucket: bytes) -> bool:
+        return True
+
+    def _count_one_less(self, bucket: bytes) -> None:
         pass
 
 

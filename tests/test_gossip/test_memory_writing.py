@@ -20,6 +20,20 @@ from test_gossip.memory_entries import (
 )
 from test_gossip.memory_tables import DictTables
 
+from covey.gossip.memory.commands import (
+    Command,
+    CounterAdd,
+    Forget,
+    ForgetAuthor,
+    LogAppend,
+    Maximum,
+    Minimum,
+    Note,
+    Register,
+    SetAdd,
+    SetRemove,
+    Shared,
+)
 from covey.gossip.memory.entry import (
     Entry,
     EntryId,
@@ -45,21 +59,7 @@ from covey.gossip.memory.reading import (
 )
 from covey.gossip.memory.replica import Arrival, Quotas, Replica
 from covey.gossip.memory.tables import Table
-from covey.gossip.memory.writing import (
-    Command,
-    CounterAdd,
-    Forget,
-    ForgetAuthor,
-    LogAppend,
-    Maximum,
-    Minimum,
-    Note,
-    Register,
-    SetAdd,
-    SetRemove,
-    Shared,
-    Writer,
-)
+from covey.gossip.memory.writing import Writer
 from covey.identity.errors import Misuse, NotFound, Unavailable
 from covey.identity.keys import Keypair
 

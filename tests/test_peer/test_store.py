@@ -17,17 +17,13 @@ import trio
 import trio.testing
 
 from covey.identity.errors import Conflict, Unavailable
+from covey.peer import environment as environment_module
 from covey.peer import store as store_module
+from covey.peer.environment import Failed
+from covey.peer.lmdb_file import StoreTooNew
+from covey.peer.rows import Transaction
 from covey.peer.schema import MIGRATIONS, SCHEMA_VERSION, Database, Migration
-from covey.peer.store import (
-    Change,
-    Failed,
-    Store,
-    StoreTooNew,
-    Transaction,
-    next_incarnation,
-    open_store,
-)
+from covey.peer.store import Change, Store, next_incarnation, open_store
 
 SMALL_MAP = 4 * 1024**2
 
@@ -166,7 +162,7 @@ async def test_a_group_that_has_much_to_write_takes_no_more(tmp_path: Path) -> N
         first = commits(store)
         with held_up(store):
             for number in range(6):
-                size_bytes = store_module.GROUP_BYTES_MAX // 2
+                size_bytes = environment_module.GROUP_BYTES_MAX // 2
                 store.add(adding(number), lambda _ended: None, size_bytes=size_bytes)
         await ended(store)
         assert commits(store) - first == 3
@@ -203,7 +199,7 @@ async def test_a_job_reads_what_those_before_it_wrote(tmp_path: Path) -> None:
 async def test_jobs_changes_and_compactions_are_told_in_the_order_of_queueing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(store_module, "WAITING_MAX", 7)
+    monkeypatch.setattr(environment_module, "WAITING_MAX", 7)
     told: list[int] = []
     async with open_store(tmp_path) as store:
 
@@ -455,7 +451,7 @@ async def test_a_change_that_cannot_be_written_does_not_end_the_writer(tmp_path:
 async def test_more_than_can_wait_is_refused_in_its_turn(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str, size_bytes: int
 ) -> None:
-    monkeypatch.setattr(store_module, what, 5 * (size_bytes + 4) if "BYTES" in what else 5)
+    monkeypatch.setattr(environment_module, what, 5 * (size_bytes + 4) if "BYTES" in what else 5)
     async with open_store(tmp_path) as store:
         told: list[tuple[int, str]] = []
 
