@@ -13,7 +13,8 @@ from covey.identity.errors import CoveyError, Malformed
 from covey.identity.keys import PeerId
 from covey.identity.wire import KIB, decode
 
-from .advert import Item, open_item
+from .advert import Told, check_age, open_item
+from .memory.messages import Item
 
 NAMESPACE = "covey"
 RECORD_BYTES_MAX = 32 * KIB
@@ -49,10 +50,10 @@ class AdvertRecords:
         Raises:
             Malformed, NotAdmitted: saying why.
         """
-        item, signer, _ = self._opened(value)
-        if key != record_key(signer):
-            raise Malformed(f"the advert of {signer} under the key {key[:80]!r}")
-        self._judge.judge_author(item.chain, signer)
+        told = self._opened(value)
+        if key != record_key(told.peer):
+            raise Malformed(f"the advert of {told.peer} under the key {key[:80]!r}")
+        self._judge.judge_author(told.chain, told.peer)
 
     def select(self, key: str, values: list[bytes]) -> int:
         """Return the index of the newest advert; of equal ones the last, so that a new put renews it."""
@@ -61,18 +62,18 @@ class AdvertRecords:
 
     def read(self, value: bytes) -> Item:
         """Return the advert on its way."""
-        return self._opened(value)[0]
+        return decode(value, Item, limit_bytes=RECORD_BYTES_MAX)
 
-    def _opened(self, value: bytes) -> tuple[Item, PeerId, tuple[int, int]]:
-        item = decode(value, Item, limit_bytes=RECORD_BYTES_MAX)
-        signed, _ = open_item(item, mesh=self._mesh, now_ms=self._now_ms())
-        return item, signed.signer, signed.body.order
+    def _opened(self, value: bytes) -> Told:
+        told = open_item(self.read(value), mesh=self._mesh)
+        check_age(told, self._now_ms())
+        return told
 
-    def _order(self, value: bytes) -> tuple[int, int]:
+    def _order(self, value: bytes) -> bytes:
         try:
-            return self._opened(value)[2]
+            return self._opened(value).key
         except CoveyError:
-            return (-1, -1)
+            return b""
 
 
 def record_key(peer: PeerId) -> str:

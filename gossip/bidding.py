@@ -153,6 +153,10 @@ class Bidder:
         self._outlook = outlook
         self._answered: dict[tuple[PeerId, bytes], float] = {}
 
+    def use(self, me: Member) -> None:
+        """Stand in the zones of this peer's newest certificate from now on."""
+        self._me = me
+
     def called(self, caller: Member, calls: Calls, now: float) -> list[Answer]:
         """Return the bids for what a member called for; a call that was widened is answered once."""
         return [

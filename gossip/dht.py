@@ -27,11 +27,12 @@ from covey.identity.errors import CoveyError, Unavailable
 from covey.identity.keys import PeerId
 from covey.identity.wire import encode
 
-from .advert import ADDRESSES_MAX, ITEMS_MAX, Item
+from .advert import ADDRESSES_MAX, ITEMS_MAX
 from .advert_records import NAMESPACE, AdvertRecords, Judge, record_key
 from .gate import reach
 from .host import Host
 from .libp2p_fixes import DHT_PROTOCOL, DHT_QUERY_S
+from .memory.messages import Item
 from .provider_keys import KEY_BYTES
 
 log = logging.getLogger(__name__)

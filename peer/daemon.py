@@ -18,6 +18,7 @@ import msgspec
 import trio
 
 import covey
+from covey.gossip import advert
 from covey.gossip.admission import Admission
 from covey.gossip.advert import Advert, DataOffer, ModelOffer
 from covey.gossip.bidding import Outlook
@@ -30,6 +31,7 @@ from covey.gossip.joining import InviteDesk
 from covey.gossip.links import Links
 from covey.gossip.memory.driver import Memory
 from covey.gossip.memory.entry import NamespaceId
+from covey.gossip.memory.replica import Quotas
 from covey.gossip.memory.standing import Standing
 from covey.gossip.network import Load
 from covey.gossip.origin import Origin
@@ -37,6 +39,7 @@ from covey.gossip.registrar import Registrar
 from covey.gossip.routing import DirectoryFinder
 from covey.gossip.task import Need
 from covey.identity.certificate import Chain, Member, member_of
+from covey.identity.envelope import MeshId
 from covey.identity.errors import Unavailable
 from covey.identity.keys import Keypair, PeerId
 from covey.identity.keystore import write_private
@@ -45,6 +48,8 @@ from covey.inference.model_files import ModelFile, list_models
 from covey.inference.pool import Pool, open_pool
 from covey.inference.worker_process import PoolSettings
 
+from .adverts import Adverts
+from .adverts import Surroundings as AdvertSurroundings
 from .api.server import serve_api
 from .books import BookKeeper
 from .clock import Clock, SystemEntropy
@@ -159,6 +164,8 @@ class Daemon:
         self.registrar = Registrar(parts.keypair, parts.mesh.chain, parts.mesh.id, parts.standing)
         self.invites = self._make_invites()
         self.admission = self._make_admission()
+        self.admission.own_books = self.memory.books_digest
+        self.memory.books_shown = lambda peer: self.admission.books.get(peer, b"")
         self.first_books = FirstBooks(parts.mesh, self.admission, self.memory, parts.store)
         self.refused_models: dict[str, str] = {}
         self.data = DataSources(parts.config.data)
@@ -171,26 +178,8 @@ class Daemon:
         self.renewing = self._make_renewing()
         self.index = Indexer(parts.rows, parts.pool, parts.clock.now_ms, self._is_searched)
         self.service = self._make_service()
-        self.neighbours = Neighbours(
-            Surroundings(
-                keypair=parts.keypair,
-                mesh=parts.mesh,
-                store=parts.store,
-                links=parts.links,
-                directory=parts.directory,
-                dialling=parts.dialling,
-                now_ms=parts.clock.now_ms,
-                standing=parts.standing,
-                believed=self.first_books.believed,
-                quiet=parts.config.discovery.advert == "addresses",
-                mdns=parts.config.discovery.mdns,
-            ),
-            describe=self._describe,
-            learned=self._learned,
-            announced=self.discovery.offer,
-            changed=self.service.peer_changed,
-            jumped=self._clock_jumped,
-        )
+        self.adverts = self._make_adverts()
+        self.neighbours = self._make_neighbours()
         self.memory.on_applied(lambda _applied: self._standing_changed())
         parts.links.on_link(lambda _event: self._linked())
 
@@ -204,6 +193,7 @@ class Daemon:
         nursery.start_soon(self.service.memory.serve)
         await nursery.start(partial(parts.links.serve, host))
         await nursery.start(partial(self.neighbours.serve, host))
+        await nursery.start(self.adverts.serve)
         self._nursery = nursery
         self._standing_changed()
         await self.rescan_models()
@@ -240,7 +230,7 @@ class Daemon:
         self.refused_models.update(refused)
         parts.pool.offer(files, _defaults(parts.config, files))
         self.index.models_changed()
-        self.neighbours.announce()
+        self.adverts.announce()
 
     # Making
 
@@ -273,6 +263,45 @@ class Daemon:
             clock_trouble=self._clock_trouble,
         )
         return Invites(desk, parts.store, parts.entropy.draw, parts.clock.now_ms, self.books)
+
+    def _make_adverts(self) -> Adverts:
+        parts = self._parts
+        around = AdvertSurroundings(
+            memory=self.memory,
+            rows=parts.rows,
+            directory=parts.directory,
+            now_ms=parts.clock.now_ms,
+            me=lambda: parts.member,
+            describe=self._describe,
+            clock_trouble=self._clock_trouble,
+            changed=lambda effects: self.neighbours.take(effects),
+            announced=self.discovery.offer,
+            quiet=parts.config.discovery.advert == "addresses",
+        )
+        return Adverts(around)
+
+    def _make_neighbours(self) -> Neighbours:
+        parts = self._parts
+        around = Surroundings(
+            me=parts.keypair.peer_id,
+            mesh=parts.mesh.id,
+            bootstrap=parts.mesh.bootstrap,
+            store=parts.store,
+            links=parts.links,
+            directory=parts.directory,
+            adverts=self.adverts,
+            dialling=parts.dialling,
+            now_ms=parts.clock.now_ms,
+            standing=parts.standing,
+            believed=self.first_books.believed,
+            mdns=parts.config.discovery.mdns,
+        )
+        return Neighbours(
+            around,
+            learned=self._learned,
+            changed=self.service.peer_changed,
+            jumped=self._clock_jumped,
+        )
 
     def _make_renewing(self) -> Renewing:
         parts = self._parts
@@ -327,7 +356,7 @@ class Daemon:
             able=self._able(),
             outlook=self._outlook,
             reach=lambda peer: self.neighbours.reach(peer),
-            learn=lambda item: self.neighbours.learn(item),
+            learn=lambda item: self.adverts.learn(item),
             wake=lambda: self.delivery.wake(),
         )
 
@@ -459,27 +488,27 @@ class Daemon:
         self.registrar.use(chain)
         self.memory.use_chain(chain)
         self.admission.use(chain)
+        self.discovery.use(member)
         self.service.facts.role, self.service.facts.zones = member.role, member.zones
         self._memory_around.is_admin = member.role == "admin"
         self._memory_around.zones = member.zones
-        self.neighbours.use(mesh)
+        self.neighbours.let_in_again()
+        self.adverts.announce()
         if member.role == "admin" and not was_admin:
             await self.books.take_up(chain, self.invites.granted())
 
     def _is_searched(self, namespace_id: NamespaceId) -> bool:
         """Tell whether texts of a namespace are for users; the mesh's own are not."""
         namespace = self.memory.namespace(namespace_id)
-        return namespace is not None and not namespace.name.startswith("_")
+        return namespace is not None and not namespace.is_own
 
     # What this peer says of itself
 
-    def _describe(self, number: int) -> Advert:
+    def _describe(self) -> Advert:
         parts = self._parts
         infos = [info for info, _ in parts.pool.models()]
         return Advert(
             incarnation=parts.incarnation,
-            number=number,
-            issued_ms=parts.clock.now_ms(),
             name=parts.config.name,
             version=covey.__version__,
             addresses=self._host.addresses(),
@@ -514,6 +543,8 @@ class Daemon:
         said = [trouble] if trouble is not None else []
         if right is not None:
             said.append(f"{right.what}; {right.remedy}")
+        if self.adverts.trouble is not None and trouble is None:
+            said.append(f"others are not told what this peer offers: {self.adverts.trouble}")
         refused = (f"model {name}: {why}" for name, why in self.refused_models.items())
         return (*said, *refused)
 
@@ -591,7 +622,7 @@ async def open_daemon(
     me = keypair.peer_id
     async with (
         open_store(home.store_folder) as store,
-        open_memory_store(home.memory_folder, clock.now_ms) as rows,
+        open_memory_store(home.memory_folder, clock.now_ms, quotas=_quotas(mesh.id)) as rows,
         open_pool(_pool_settings(config)) as pool,
     ):
         daemon: Daemon
@@ -611,7 +642,7 @@ async def open_daemon(
             standing=standing,
             pool=pool,
             links=links,
-            directory=Directory(me, mesh.id, standing.admit),
+            directory=Directory(me, standing.admit),
             dialling=Dialling(me, entropy.random()),
             incarnation=await next_incarnation(store, clock.now_ms()),
         )
@@ -641,6 +672,11 @@ async def _heed_signals(stop: trio.Event) -> None:
 def _load(daemon: Daemon) -> Load:
     executions = daemon.delivery.executions
     return Load(executions.running, executions.waiting)
+
+
+def _quotas(mesh: MeshId) -> Callable[[NamespaceId], Quotas]:
+    adverts = advert.adverts_of(mesh).id
+    return lambda namespace: advert.QUOTAS if namespace == adverts else Quotas()
 
 
 def _pool_settings(config: Config) -> PoolSettings:

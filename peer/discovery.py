@@ -13,12 +13,13 @@ import msgspec
 import trio
 
 from covey.gossip.admission import Admission
-from covey.gossip.advert import Advert, Item
+from covey.gossip.advert import Advert
 from covey.gossip.bidding import CALL_ID_BYTES, TOPIC, Bidder, Outlook
 from covey.gossip.dht import Dht, DhtSettings, open_dht
 from covey.gossip.directory import Directory
 from covey.gossip.host import Host
 from covey.gossip.links import Links
+from covey.gossip.memory.messages import Item
 from covey.gossip.network import LinkDown, LinkUp
 from covey.gossip.provider_keys import keys_for, keys_of
 from covey.gossip.pubsub import PubsubSettings, open_pubsub
@@ -86,7 +87,7 @@ class Discovery:
         able: Callable[[PeerId, Need], str | None],
         outlook: Callable[[Need], Outlook],
         reach: Callable[[PeerId], Awaitable[None]],
-        learn: Callable[[Item], None],
+        learn: Callable[[Item], Awaitable[None]],
         wake: Callable[[], None],
     ) -> None:
         self._circle = circle
@@ -104,10 +105,11 @@ class Discovery:
             has_calls=wanted.bids,
             salt=circle.draw(CALL_ID_BYTES),
         )
+        self._bidder = Bidder(circle.me, able, outlook) if wanted.bids or wanted.dht else None
         self._seeking = Seeking(
             circle.links,
             self._search,
-            Bidder(circle.me, able, outlook) if wanted.bids or wanted.dht else None,
+            self._bidder,
             answers_calls=wanted.bids,
             hints=self._hints if wanted.dht else None,
             reach=reach,
@@ -120,6 +122,11 @@ class Discovery:
         seeking = self._seeking
         links = self._circle.links.links
         return SearchingFinder(directory, self._search, links, seeking.member, seeking.poke)
+
+    def use(self, me: Member) -> None:
+        """This peer has a new certificate, and it may be in other zones."""
+        if self._bidder is not None:
+            self._bidder.use(me)
 
     def member(self, peer: PeerId) -> Member | None:
         """Return who a linked peer is by the chain that it showed."""
@@ -234,15 +241,15 @@ class Discovery:
 
         def worth(peer: PeerId) -> tuple[bool, bool, int]:
             entry = circle.directory.get(peer)
-            issued_ms = entry.advert.issued_ms if entry is not None else 0
-            return peer in also, peer in linked, issued_ms
+            at_ms = entry.at_ms if entry is not None else 0
+            return peer in also, peer in linked, at_ms
 
         return sorted(named, key=worth, reverse=True)[:HINTS_MAX]
 
     async def _learn_of(self, dht: Dht, peer: PeerId) -> None:
         item = await dht.find_advert(peer, timeout_s=LOOKUP_S)
         if item is not None:
-            self._learn(item)
+            await self._learn(item)
 
     # Links
 

@@ -1,31 +1,30 @@
-"""Who else is there, and how do we stay in touch? Drives directory and dialling over links and store.
+"""Who else is there, and how do we stay in touch? Drives dialling over links and store.
 
-What one peer learns of another rests in the store: its advert, and for ever where it was last
-known to be. A changed address, a wake from sleep or a clock that was set makes every peer due for
-a dial, and this one's advert new. Who is seen on the same network segment is due, too, if it is
-known: a dial shows this peer's chain, which is nobody else's business.
+Where a peer was last known to be rests in the store for ever. A changed address, a wake from sleep or a
+clock that was set makes every peer due for a dial, and this one's advert new. Who is seen on the same
+network segment is due, too, if it is known: a dial shows this peer's chain, which is nobody else's
+business.
 """
 
 import logging
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import trio
 
-from covey.gossip import advert as adverts
-from covey.gossip.advert import Advert, AdvertMessage, Item, News
 from covey.gossip.dialling import AddressRecord, Dialling
-from covey.gossip.directory import Directory, DirectoryEffect, Forget, Keep, Tell
+from covey.gossip.directory import Directory, DirectoryEffect, Forget, Keep
 from covey.gossip.host import Host
 from covey.gossip.lan import Lan
 from covey.gossip.links import Links
 from covey.gossip.memory.standing import Standing
 from covey.gossip.network import LinkDown, LinkUp
+from covey.identity.envelope import MeshId
 from covey.identity.errors import NotAdmitted, Unavailable
-from covey.identity.keys import Keypair, PeerId
-from covey.identity.wire import KIB, decode, decode_union, encode
+from covey.identity.keys import PeerId
+from covey.identity.wire import decode, encode
 
-from .home import MeshFile
+from .adverts import Adverts
 from .schema import Database
 from .store import Change, Store
 
@@ -37,27 +36,26 @@ LOOK_S = 5.0
 BELIEVED_S = 30.0
 # The two clocks drift by less in LOOK_S; more is a clock that was set, or a device that slept.
 JUMP_MS = 2_000
-ITEM_BYTES_MAX = 64 * KIB
-MESSAGE_BYTES_MAX = 1024 * KIB
 
 
 @dataclass(frozen=True, slots=True)
 class Surroundings:
     """What neighbours are kept with."""
 
-    keypair: Keypair
-    mesh: MeshFile
+    me: PeerId
+    mesh: MeshId
+    bootstrap: Sequence[tuple[str, tuple[str, ...]]]
+    """Peers and addresses that this device was told when it joined."""
     store: Store
     links: Links
     directory: Directory
+    adverts: Adverts
     dialling: Dialling
     now_ms: Callable[[], int]
     standing: Standing
     """Who is a member by now: nobody else is dialled."""
     believed: Callable[[PeerId], Awaitable[None]]
     """Returns once this peer would believe another one's chain."""
-    quiet: bool = False
-    """Others are told where this peer is, and not what it offers."""
     mdns: bool = False
     """Look for members on this network segment, and be announced there."""
 
@@ -67,9 +65,7 @@ class Neighbours:
 
     Args:
         parts: what they are kept with.
-        describe: this peer's advert, given its number.
         learned: told when the directory has changed: what waits may be placed now.
-        announced: told what this peer offers, and the advert that others are given.
         changed: told of each peer that came, went or changed.
         jumped: told by how many milliseconds the wall clock was set.
     """
@@ -78,19 +74,14 @@ class Neighbours:
         self,
         parts: Surroundings,
         *,
-        describe: Callable[[int], Advert],
         learned: Callable[[], None],
-        announced: Callable[[Advert, Item], None],
         changed: Callable[[PeerId], None],
         jumped: Callable[[int], None],
     ) -> None:
         self._parts = parts
-        self._describe = describe
         self._learned = learned
-        self._announced = announced
         self._changed = changed
         self._jumped = jumped
-        self._number = 0
         self._host: Host
         self._due = trio.Event()
         self._arrivals: dict[PeerId, trio.Event] = {}
@@ -98,7 +89,6 @@ class Neighbours:
         """Who did not let this peer in when it was dialled last, and why."""
         self._lan = self._make_lan() if parts.mdns else None
         parts.links.on_link(self._link_changed)
-        parts.links.on_message(adverts.CHANNEL, self._heard)
 
     async def serve(
         self, host: Host, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
@@ -114,46 +104,42 @@ class Neighbours:
                 nursery.start_soon(self._lan.serve)
             task_status.started()
 
-    def announce(self) -> None:
-        """Tell the mesh what this peer offers now."""
-        parts = self._parts
-        self._number += 1
-        whole = self._describe(self._number)
-        told = adverts.only_addresses(whole) if parts.quiet else whole
-        sealed = adverts.seal_advert(told, mesh=parts.mesh.id, keypair=parts.keypair)
-        item = Item(sealed, parts.mesh.chain)
-        self._carry_out(parts.directory.announce(item, whole))
-        self._announced(whole, item)
-
     async def sweep(self) -> None:
-        """Forget who is over its time, and renew this peer's own advert in time."""
-        parts = self._parts
-        now_ms = parts.now_ms()
-        forgotten = parts.directory.expire(now_ms)
-        self._carry_out(forgotten)
-        for one in forgotten:
+        """Forget who is over its time, and cut off who is no member any more."""
+        for one in self._parts.adverts.sweep():
             if isinstance(one, Forget) and one.no_member:
                 await self._host.evict(one.peer)
-        own = parts.directory.get(parts.keypair.peer_id)
-        if own is None or own.advert.issued_ms + adverts.RENEW_MS < now_ms:
-            self.announce()
 
     def met(self, peer: PeerId, addresses: Sequence[str]) -> None:
         """Note where a member may be, and dial it soon."""
         self._parts.dialling.remember(peer, addresses, trio.current_time())
         self._due.set()
 
-    def learn(self, item: Item) -> None:
-        """Take in an advert that was found elsewhere than on a link."""
-        parts = self._parts
-        news = News((item,))
-        self._carry_out(parts.directory.receive(parts.keypair.peer_id, news, parts.now_ms()))
-
-    def use(self, mesh: MeshFile) -> None:
-        """Show this peer's new chain from now on, and tell the mesh."""
-        self._parts = replace(self._parts, mesh=mesh)
+    def let_in_again(self) -> None:
+        """This device has a new chain: who refused it may not any more."""
         self.refusals.clear()
-        self.announce()
+
+    def take(self, effects: Sequence[DirectoryEffect]) -> None:
+        """Act on what the directory has heard: dial who has moved."""
+        parts = self._parts
+        changes: list[Change] = []
+        for effect in effects:
+            match effect:
+                case Keep(entry):
+                    addresses = entry.advert.addresses
+                    if parts.dialling.remember(entry.peer, addresses, trio.current_time()):
+                        record = AddressRecord(entry.peer, addresses)
+                        key = entry.peer.encode()
+                        changes.append(Change(Database.ADDRESS, key, encode(record)))
+                        self._due.set()
+                    self._changed(entry.peer)
+                case Forget(peer):
+                    self._changed(peer)
+        if changes:
+            # Heard again at the next start, should the disk not take it now.
+            parts.store.put(changes, _log_failure)
+        if effects:
+            self._learned()
 
     async def rejudge(self, peer: PeerId, *, renew_link: bool = False) -> None:
         """Act on a change of a peer's standing: cut off who is no member, take up who is one again.
@@ -168,13 +154,12 @@ class Neighbours:
             parts.dialling.forget(peer)
             parts.directory.forget(peer)
             # Where it was is kept, should it be let in again.
-            parts.store.put([Change(Database.ADVERT, key, None)], _log_failure)
             await self._host.evict(peer)
             # What was under way when it was cut may have brought it back.
             if parts.standing.is_void(peer):
                 parts.dialling.forget(peer)
             return
-        self._carry_out(parts.directory.rejudge(peer, parts.now_ms()))
+        parts.adverts.rejudge(peer)
         if not parts.dialling.knows(peer) and (row := parts.store.get(Database.ADDRESS, key)):
             record = decode(row, AddressRecord)
             parts.dialling.remember(peer, record.addresses, trio.current_time())
@@ -204,18 +189,12 @@ class Neighbours:
 
     def _take_up_stored(self) -> None:
         parts = self._parts
-        now, now_ms = trio.current_time(), parts.now_ms()
-        items = [
-            decode(row, Item, limit_bytes=ITEM_BYTES_MAX)
-            for _, row in parts.store.scan(Database.ADVERT)
-        ]
-        parts.directory.restore(items, now_ms)
-        records = [AddressRecord(*one) for one in parts.mesh.bootstrap]
+        records = [AddressRecord(*one) for one in parts.bootstrap]
         records += [decode(row, AddressRecord) for _, row in parts.store.scan(Database.ADDRESS)]
         for record in records:
             peer = PeerId(record.peer)
             if not parts.standing.is_void(peer):
-                parts.dialling.remember(peer, record.addresses, now)
+                parts.dialling.remember(peer, record.addresses, trio.current_time())
 
     def _link_changed(self, event: LinkUp | LinkDown) -> None:
         parts = self._parts
@@ -226,40 +205,10 @@ class Neighbours:
                 if (arrival := self._arrivals.pop(peer, None)) is not None:
                     arrival.set()
                 parts.dialling.connected(peer, now)
-                self._carry_out(parts.directory.link_up(peer))
             case LinkDown(peer, _):
                 parts.dialling.disconnected(peer, now)
-                parts.directory.link_down(peer)
         self._due.set()
         self._changed(event.peer)
-
-    def _heard(self, sender: PeerId, body: bytes) -> None:
-        message: AdvertMessage = decode_union(body, AdvertMessage, limit_bytes=MESSAGE_BYTES_MAX)
-        parts = self._parts
-        self._carry_out(parts.directory.receive(sender, message, parts.now_ms()))
-
-    def _carry_out(self, effects: Sequence[DirectoryEffect]) -> None:
-        parts = self._parts
-        changes: list[Change] = []
-        for effect in effects:
-            match effect:
-                case Tell(to, message):
-                    parts.links.send(to, adverts.CHANNEL, encode(message))
-                case Keep(entry):
-                    key = entry.peer.encode()
-                    addresses = entry.advert.addresses
-                    changes.append(Change(Database.ADVERT, key, encode(entry.item)))
-                    if parts.dialling.remember(entry.peer, addresses, trio.current_time()):
-                        record = AddressRecord(entry.peer, addresses)
-                        changes.append(Change(Database.ADDRESS, key, encode(record)))
-                        self._due.set()
-                    self._changed(entry.peer)
-                case Forget(peer):
-                    changes.append(Change(Database.ADVERT, peer.encode(), None))
-        if changes:
-            # Heard again from any neighbour, should the disk not take it now.
-            parts.store.put(changes, _log_failure)
-            self._learned()
 
     # On the same network segment
 
@@ -271,8 +220,8 @@ class Neighbours:
     def _make_lan(self) -> Lan:
         parts = self._parts
         return Lan(
-            parts.keypair.peer_id,
-            parts.mesh.id,
+            parts.me,
+            parts.mesh,
             is_known=self._is_known,
             sighted=self._sighted,
             withdrawn=parts.dialling.withdrawn,
@@ -336,7 +285,7 @@ class Neighbours:
             self._due.set()
             if self._lan is not None:
                 self._lan.move(addresses)
-            self.announce()
+            parts.adverts.announce()
 
     def _apart_ms(self) -> int:
         """Return how far the wall clock is from the monotonic one."""

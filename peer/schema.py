@@ -35,8 +35,6 @@ class Database(StrEnum):
     """public key -> gossip.joining.InviteRecord"""
     PENDING = "pending"
     """peer -> gossip.pending.PendingRecord"""
-    ADVERT = "advert"
-    """peer -> gossip.advert.Item"""
     ADDRESS = "address"
     """peer -> gossip.dialling.AddressRecord"""
 

@@ -93,7 +93,7 @@ def peer_view(
         running=load.running if load is not None else None,
         waiting=load.waiting if load is not None else None,
         version=advert.version,
-        seen_ms=now_ms if here else advert.issued_ms,
+        seen_ms=now_ms if here else entry.at_ms,
         role=entry.member.role,
         zones=tuple(sorted(entry.member.zones)),
     )

@@ -11,7 +11,7 @@ from libp2p.crypto.ed25519 import create_new_key_pair
 from libp2p.peer.id import ID
 
 from covey.gossip import bidding
-from covey.gossip.advert import Advert, DataOffer, Item, ModelOffer, open_item, seal_advert
+from covey.gossip.advert import Advert, DataOffer, ModelOffer, advert_record, adverts_of, open_item
 from covey.gossip.bidding import Ask, Bid, Call, Calls, Pass
 from covey.gossip.hello import Hello, encode_hello
 from covey.gossip.joining import proof_bytes
@@ -72,8 +72,6 @@ INVITE = Invite(
 )
 ADVERT = Advert(
     incarnation=7,
-    number=2,
-    issued_ms=NOW,
     name="line-1",
     version="0.1.0",
     addresses=("/ip4/192.0.2.1/tcp/4001",),
@@ -141,6 +139,15 @@ BOOK = books.compose(
     bytes(16),
     books.Record(MEMBERS, MEMBER.peer_id, books.member_record(CHAIN)),
 )
+ADVERT_ENTRY = books.compose(
+    MEMBER,
+    MESH,
+    adverts_of(MESH),
+    CHAIN,
+    NOW << 16,
+    bytes(16),
+    advert_record(MEMBER.peer_id, ADVERT),
+)
 
 MADE: dict[str, str] = {
     "peer id": MEMBER.peer_id,
@@ -151,7 +158,8 @@ MADE: dict[str, str] = {
     "passphrase": passphrase_of(bytes(range(15))),
     "join proof": proof_bytes(MESH, MEMBER.peer_id, bytes(32), TERMS).hex(),
     "hello": encode_hello(Hello(1, MESH, CHAIN, NOW, 7, "line-1")).hex(),
-    "advert": seal_advert(ADVERT, mesh=MESH, keypair=MEMBER).hex(),
+    "advert entry": ADVERT_ENTRY.entry.data.hex(),
+    "advert payload": (ADVERT_ENTRY.payload or b"").hex(),
     "task id": TASK_ID.hex(),
     "offer": encode_message(OFFER).hex(),
     "accepted": encode_message(Accepted(TASK_ID, 1, 7)).hex(),
@@ -198,8 +206,9 @@ def test_what_was_frozen_is_still_understood() -> None:
     chain = (frozen["admin certificate"], frozen["member certificate"])
     assert check_chain(chain, mesh=MESH, subject=MEMBER.peer_id, now_ms=NOW).zones == {"ward-3"}
     assert parse_token(FROZEN["token"]) == INVITE
-    advert, _ = open_item(Item(frozen["advert"], chain), mesh=MESH, now_ms=NOW)
-    assert advert.body == ADVERT
+    item = MemoryItem(frozen["advert entry"], frozen["advert payload"])
+    told = open_item(item, mesh=MESH)
+    assert (told.advert, told.at_ms, told.chain) == (ADVERT, NOW, CHAIN)
     assert decode_message(frozen["offer"]) == OFFER
     assert bidding.decode_message(frozen["calls"]) == Calls((CALL,))
     delivered = decode_message(frozen["outcome"])
@@ -211,9 +220,10 @@ def test_what_was_frozen_is_still_understood() -> None:
     assert decode_payload(frozen["memory payload"]).value == "rising"
     assert memory.decode_message(frozen["memory entries"]) == ENTRIES
     standing = Standing(MESH)
-    books.learn_author(standing, frozen["memory book payload"])
+    members = namespace_of(MESH, "mesh", MEMBERS)
+    books.learn_author(standing, members, frozen["memory book payload"])
     book = open_entry(frozen["memory book entry"], mesh=MESH)
-    assert standing.judge(book, namespace_of(MESH, "mesh", MEMBERS))
+    assert standing.judge(book, members)
     (frame,) = FrameReader().feed(frozen["frame"])
     assert (frame.channel, frame.body, frame.left_ms) == ("input", b"body", 1500)
 

@@ -1,7 +1,7 @@
 """What do the mesh's own books say? The records in them, and how a peer learns from them.
 
-Pure. An entry in the books is judged by the chain that it carries, never by who served it, so they can
-be read before anybody is known (DESIGN 4).
+Pure. An entry of the mesh's own is judged by the chain that it carries, never by who served it, so the
+books can be read before anybody is known (DESIGN 4).
 """
 
 from dataclasses import dataclass
@@ -50,7 +50,9 @@ class Record:
     """What it is about; a newer one of this author's with this key, of the same day, replaces it."""
     value: bytes
     root: Keypair | None = None
-    """Signed by the mesh's root; None: by the admin who writes it."""
+    """Signed by the mesh's root; None: by who writes it."""
+    ttl_ms: int | None = None
+    """When it ends, from now; None: with its lifetime."""
 
 
 def member_record(chain: Chain) -> bytes:
@@ -75,14 +77,16 @@ def read_invite(value: bytes) -> InviteEntry:
     return entry
 
 
-def learn_author(standing: Standing, payload: bytes | None) -> None:
-    """Take in the chain that an entry of the books carries, so that it can be judged.
+def learn_author(standing: Standing, namespace: Namespace, payload: bytes | None) -> None:
+    """Take in the chain that an entry of the mesh's own carries, so that it can be judged.
 
     Raises:
         Malformed, NotAdmitted: it carries none that holds.
     """
     if payload is None:
-        raise Malformed("an entry of the books without its payload")
+        if namespace.is_book:
+            raise Malformed("an entry of the books without its payload")
+        return
     chain = decode_payload(payload).chain
     if chain:
         standing.learn(chain)
@@ -119,26 +123,28 @@ def compose(
     salt: bytes,
     record: Record,
 ) -> Arrival:
-    """Return a record of the books, signed.
+    """Return a record of the mesh's own, signed.
 
     Args:
-        author: the admin who writes it; the root signs if the record says so.
+        author: who writes it; the root signs if the record says so.
         mesh: the mesh.
-        namespace: which book.
-        chain: the admin's own chain.
+        namespace: which book, or another of the mesh's own.
+        chain: the author's own chain.
         clock: the entry's time.
         salt: 16 bytes.
         record: what to say.
     """
     keypair, by = (author, chain) if record.root is None else (record.root, ())
     payload = encode_payload(Payload(SCHEMA, salt, record.key, "", record=record.value, chain=by))
+    lifetime = Lifetime.BOOK if namespace.is_book else Lifetime.NORMAL
+    lasts_ms = lifetime.ms if record.ttl_ms is None else min(record.ttl_ms, lifetime.ms)
     header = Header(
         version=VERSION,
         namespace=namespace.id,
         author=keypair.public_key,
         clock=clock,
-        expires_s=((clock >> COUNTER_BITS) + Lifetime.BOOK.ms) // 1000,
-        kind=kind_of(Type.REGISTER, Lifetime.BOOK),
+        expires_s=((clock >> COUNTER_BITS) + lasts_ms) // 1000,
+        kind=kind_of(Type.REGISTER, lifetime),
         parent=hash_of(namespace.id, ""),
         key=hash_of(namespace.id, record.key),
         seen=(),
@@ -146,4 +152,6 @@ def compose(
         payload_bytes=len(payload),
         certificate=certificate_id(by[-1]) if by else NO_CERTIFICATE,
     )
-    return Arrival(sign_entry(header, mesh=mesh, keypair=keypair), payload, by_admin=True)
+    return Arrival(
+        sign_entry(header, mesh=mesh, keypair=keypair), payload, by_admin=namespace.is_book
+    )

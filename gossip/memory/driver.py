@@ -22,6 +22,8 @@ from covey.identity.keys import Keypair, PeerId, peer_id_of, public_key_of
 from covey.identity.wire import decode, encode
 
 from . import books
+from .commands import Command
+from .effects import Effect, Ingest, Ingested, Say, StepChanged
 from .entry import (
     CLOCK_BYTES,
     HASH_BYTES,
@@ -42,19 +44,12 @@ from .namespace import MESH, Namespace, NamespaceRecord, namespace_of
 from .payload import SALT_BYTES, decode_payload
 from .redating import is_ahead, redate
 from .replica import Applied, Arrival, Replica
-from .spreading import (
-    Effect,
-    Ingest,
-    Ingested,
-    Say,
-    Spreading,
-    SpreadSettings,
-    StepChanged,
-)
+from .settings import SpreadSettings
+from .spreading import Spreading
 from .standing import Revocation, Standing, UnknownCertificate, certificate_id
-from .summary import Summary
+from .summary import END, Summary
 from .tables import Reading, Table, Tables
-from .writing import Command, Writer
+from .writing import Writer
 
 log = logging.getLogger(__name__)
 
@@ -128,6 +123,16 @@ class _Taken:
     """What is not taken, and why."""
 
 
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What came of commands."""
+
+    entries: tuple[tuple[Entry, ...], ...]
+    """For each command those that carry it out; none if all of it was said before."""
+    withdrawn: int
+    """How many texts they took away here."""
+
+
 class Memory:
     """The memory of one peer. Run `serve` in a nursery.
 
@@ -168,7 +173,7 @@ class Memory:
         self._now_ms = now_ms
         self._draw = draw
         self._namespaces: dict[NamespaceId, Namespace] = {}
-        self._held = _Held(rows, self._namespaces)
+        self._held = HeldRows(rows, self._namespaces)
         self.spreading = Spreading(self._me, mesh, self._held, standing.may_read, random, settings)
         self._due = trio.Event()
         self._checks = trio.CapacityLimiter(CHECKS_AT_ONCE)
@@ -177,7 +182,8 @@ class Memory:
         self._sources: dict[Key, PeerId] = {}
         self._applied_watchers: list[Callable[[Applied], None]] = []
         self._step_watchers: list[Callable[[PeerId], None]] = []
-        self._revoked_watchers: list[Callable[[Revocation], None]] = []
+        self.books_shown: Callable[[PeerId], bytes] = lambda _peer: b""
+        """Returns the digest of the books that a peer's last hello showed; empty: it showed none."""
         self._take_up_stored()
         self.use_chain(chain)
         network.on_message(CHANNEL, self._heard)
@@ -204,9 +210,9 @@ class Memory:
         """Call `watcher` with each peer that fell in step or out of it. It must not wait."""
         self._step_watchers.append(watcher)
 
-    def on_revoked(self, watcher: Callable[[Revocation], None]) -> None:
-        """Call `watcher` with each revocation that is heard of. It must not wait."""
-        self._revoked_watchers.append(watcher)
+    def books_digest(self) -> bytes:
+        """Return the books that every member holds, as they are here, summed up: for hello."""
+        return self.spreading.books_digest()
 
     def namespaces(self) -> list[Namespace]:
         """Return every namespace that this peer holds, the books first."""
@@ -223,7 +229,7 @@ class Memory:
         *,
         lifetime: Lifetime | None = None,
         ttl_ms: int | None = None,
-    ) -> list[tuple[Entry, ...]]:
+    ) -> Written:
         """Write what the commands say, all or nothing; durable on return.
 
         Args:
@@ -233,14 +239,14 @@ class Memory:
             ttl_ms: when the texts go, from now; None: with the header.
 
         Returns:
-            For each command the entries that carry it out; none if all of it was said before.
+            What was written, and how many texts that took away.
 
         Raises:
             Misuse: one of them cannot be said so.
             Unavailable: the disk did not take them, or this device's clock is behind.
         """
 
-        def job(replica: Replica, tables: Tables) -> list[tuple[Entry, ...]]:
+        def job(replica: Replica, tables: Tables) -> Written:
             self._put_namespace(tables, namespace)
             written: list[tuple[Entry, ...]] = []
             for command in commands:
@@ -249,7 +255,7 @@ class Memory:
                 )
                 self._apply_own(replica, arrivals)
                 written.append(tuple(arrival.entry for arrival in arrivals))
-            return written
+            return Written(tuple(written), replica.applied.withdrawn)
 
         return await self._rows.run(job)
 
@@ -307,15 +313,17 @@ class Memory:
             self._clock.last = max(self._clock.last, before)
             raise
 
-    async def write_records(self, records: Sequence[books.Record]) -> None:
-        """Write records of the mesh's books, as an admin, all or nothing; durable on return.
+    async def write_records(self, records: Sequence[books.Record]) -> list[Arrival]:
+        """Write records of the mesh's own, all or nothing; durable on return. Admins alone write books.
 
         Raises:
+            Malformed: one of them is too long.
             Unavailable: the disk did not take them.
         """
         chain = self._chain
 
-        def job(replica: Replica, tables: Tables) -> None:
+        def job(replica: Replica, tables: Tables) -> list[Arrival]:
+            written: list[Arrival] = []
             for record in records:
                 namespace = namespace_of(self.mesh, MESH, record.book)
                 self._put_namespace(tables, namespace)
@@ -325,8 +333,10 @@ class Memory:
                     self._keypair, self.mesh, namespace, chain, clock, salt, record
                 )
                 self._apply_own(replica, [arrival])
+                written.append(arrival)
+            return written
 
-        await self._rows.run(job)
+        return await self._rows.run(job)
 
     def records(self, book: str) -> list[bytes]:
         """Return the records of one of the mesh's books, as far as they are held here."""
@@ -377,7 +387,10 @@ class Memory:
     def _link_changed(self, event: LinkUp | LinkDown) -> None:
         match event:
             case LinkUp(peer, _):
-                effects = self.spreading.link_up(peer, trio.current_time(), self._now_ms())
+                same_books = self.books_shown(peer) == self.books_digest()
+                effects = self.spreading.link_up(
+                    peer, trio.current_time(), self._now_ms(), same_books=same_books
+                )
             case LinkDown(peer, _):
                 effects = self.spreading.link_down(peer, trio.current_time())
         self._carry_out(effects)
@@ -489,8 +502,8 @@ class Memory:
         entry, namespace = parked.entry, parked.namespace
         if entry.header.namespace != namespace.id:
             raise Malformed("the entry is of another namespace")
-        if namespace.is_book:
-            books.learn_author(self.standing, parked.payload)
+        if namespace.is_own:
+            books.learn_author(self.standing, namespace, parked.payload)
         by_admin = self.standing.judge(entry, namespace)
         return Arrival(entry, parked.payload, by_admin)
 
@@ -576,7 +589,7 @@ class Memory:
                 continue
             try:
                 entry, payload = read_entry(header), decode_payload(data)
-                books.learn_author(self.standing, data)
+                books.learn_author(self.standing, namespace, data)
                 found = books.learn(self.standing, namespace, entry, payload)
             except (Malformed, NotAdmitted) as error:
                 log.warning("memory.book_unread", extra={"why": str(error)})
@@ -587,8 +600,6 @@ class Memory:
         for revocation in revocations:
             if self._nursery is not None:
                 self._nursery.start_soon(self._purge, [peer_id_of(revocation.subject)])
-            for watcher in self._revoked_watchers:
-                watcher(revocation)
 
     def _learned(self) -> None:
         """Certificates may have come that entries wait for."""
@@ -639,41 +650,37 @@ class Memory:
         for namespace in self.namespaces():
             if namespace.is_book:
                 held = self._held.summary(namespace.id)
-                self._read_books(namespace, held.keys(b"", EVERYTHING))
+                self._read_books(namespace, held.keys(b"", END))
 
 
-EVERYTHING = b"\xff" * (KEY_BYTES_TOTAL + 1)
-"""A bound above every key."""
-
-
-class _Held:
+class HeldRows:
     """What this peer holds, for `Spreading`."""
 
     def __init__(self, rows: Rows, namespaces: Mapping[NamespaceId, Namespace]) -> None:
         self._rows = rows
         self._namespaces = namespaces
         self._empty = Summary()
-        self._salted: tuple[NamespaceId, bytes, int, Summary] | None = None
+        self._salted: tuple[tuple[object, ...], Summary] | None = None
 
     def namespaces(self) -> Iterable[Namespace]:
+        """Return every namespace in which something is held, or was."""
         return self._namespaces.values()
 
     def summary(self, namespace: NamespaceId) -> Summary:
+        """Return the keys of a namespace; empty if nothing is held."""
         return self._rows.summaries.get(namespace, self._empty)
 
     def salted(self, namespace: NamespaceId, salt: bytes) -> Summary:
+        """Return the same under a salt; the last one asked for is kept."""
         plain = self.summary(namespace)
-        kept = self._salted
-        if kept is None or kept[:3] != (namespace, salt, len(plain)):
-            kept = self._salted = (
-                namespace,
-                salt,
-                len(plain),
-                Summary(plain.keys(b"", EVERYTHING), salt=salt),
-            )
-        return kept[3]
+        # One may have come for another that went: the count alone does not tell.
+        of = (namespace, salt, plain.fingerprint(b"", END))
+        if self._salted is None or self._salted[0] != of:
+            self._salted = (of, Summary(plain.keys(b"", END), salt=salt))
+        return self._salted[1]
 
     def items(self, namespace: NamespaceId, keys: Sequence[Key], limit_bytes: int) -> list[Item]:
+        """Return the entries of the first keys, as many as fit, at least one."""
         items: list[Item] = []
         size = 0
         with self._rows.reading() as reading:
@@ -687,11 +694,13 @@ class _Held:
         return items
 
     def find(self, namespace: NamespaceId, short_ids: Sequence[bytes]) -> list[Key]:
+        """Return the keys of those that are held."""
         with self._rows.reading() as reading:
             found = [reading.get(Table.SHORT, namespace + one) for one in short_ids]
         return [Key(key) for key in found if key is not None]
 
     def unpaid(self, namespace: NamespaceId, limit: int) -> list[bytes]:
+        """Return short ids of entries whose payload is missing."""
         short_ids: list[bytes] = []
         with self._rows.reading() as reading:
             for row, _ in reading.scan(Table.WANTED, namespace):

@@ -20,7 +20,7 @@ DEVICE = "device"
 """The zone of what never leaves this device."""
 MESH = "mesh"
 """The zone that every member is in."""
-_BOOKS = "_mesh/"
+_OWN = "_"
 
 Zone = Annotated[str, msgspec.Meta(min_length=1, max_length=ZONE_CHARACTERS_MAX)]
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=NAME_CHARACTERS_MAX)]
@@ -44,8 +44,16 @@ class Namespace:
 
     @property
     def is_book(self) -> bool:
-        """Tell whether it is one of the mesh's own: every member holds it whole."""
-        return self.zone == MESH and self.name.startswith(_BOOKS)
+        """Tell whether it is one of the mesh's books: admins write them, every member holds them whole."""
+        return self.zone == MESH and self.name in BOOKS
+
+    @property
+    def is_own(self) -> bool:
+        """Tell whether it is covey's own, not users': nothing in it is content.
+
+        What is written there carries its author's chain.
+        """
+        return self.name.startswith(_OWN)
 
     @property
     def record(self) -> NamespaceRecord:
@@ -58,6 +66,9 @@ REVOKED = "_mesh/revoked"
 INVITES = "_mesh/invites"
 BOOKS = (MEMBERS, REVOKED, INVITES)
 """In the order in which they are reconciled: who is a member, before anything that a member says."""
+ADVERTS = "_mesh/adverts"
+"""What each member offers, and where it is: each writes its own."""
+_FIRST = (*BOOKS, ADVERTS)
 
 
 def namespace_of(mesh: MeshId, zone: str, name: str) -> Namespace:
@@ -69,7 +80,7 @@ def namespace_of(mesh: MeshId, zone: str, name: str) -> Namespace:
     problem = _problem(zone, name)
     if problem is not None:
         raise Malformed(problem)
-    rank = BOOKS.index(name) if zone == MESH and name in BOOKS else len(BOOKS)
+    rank = _FIRST.index(name) if zone == MESH and name in _FIRST else len(_FIRST)
     return Namespace(rank, zone, name, namespace_id(mesh, zone, name))
 
 
@@ -79,7 +90,7 @@ def named_by_user(mesh: MeshId, zone: str, name: str) -> Namespace:
     Raises:
         Misuse: it has no such form, or is one that only covey writes.
     """
-    if name.startswith("_"):
+    if name.startswith(_OWN):
         raise Misuse(f"namespaces that begin with _ are covey's own, as {name!r} is; name another")
     try:
         return namespace_of(mesh, zone, name)

@@ -18,10 +18,10 @@ from itertools import combinations, pairwise
 from random import Random
 
 import msgspec
-from test_gossip.members import MESH, NOW_MS, item_of, key
+from test_gossip.members import MESH, NOW_MS, judge, key, told_by
 
-from covey.gossip.advert import AdvertMessage, Item, open_item
-from covey.gossip.directory import Directory, DirectoryEffect, Keep, Tell
+from covey.gossip.advert import Told
+from covey.gossip.directory import Directory, Keep
 from covey.gossip.effects import (
     Begin,
     Changed,
@@ -107,18 +107,25 @@ def shipped(device: "Device") -> tuple[Origin, Executions]:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Adverts:
+    """Adverts on their way: a model of the shared memory, which test_spreading.py simulates."""
+
+    told: tuple[Told, ...]
+
+
 class Device:
     """One peer: its disk, and while it is up, its cores."""
 
-    def __init__(self, world: "World", keypair: Keypair, offers: Item) -> None:
+    def __init__(self, world: "World", keypair: Keypair, offers: Told) -> None:
         self.world = world
         self.keypair = keypair
         self.me = keypair.peer_id
         self.offers = offers
-        self.advert = open_item(offers, mesh=MESH, now_ms=NOW_MS)[0].body
+        self.advert = offers.advert
         self.skew_ms = world.random.randint(-30_000, 30_000)
         self.disk: Store = {}
-        self.book: dict[PeerId, Item] = {}
+        self.book: dict[PeerId, Told] = {}
         self.incarnation = 0
         self.life = 0
         self.up = False
@@ -133,9 +140,11 @@ class Device:
         self.up = True
         self.heard_at.clear()
         self._forget_memory()
-        self.directory = Directory(self.me, MESH)
-        self.directory.restore(self.book.values(), self.now_ms)
-        self.tell(self.directory.announce(self.offers))
+        self.book[self.me] = self.offers
+        self.directory = Directory(self.me, judge)
+        self.directory.learn(self.book.values(), self.now_ms)
+        member = judge(self.offers.chain, self.me, NOW_MS)
+        self.directory.announce(self.advert, member, self.now_ms)
         self._restore()
 
     def crash(self) -> None:
@@ -198,29 +207,36 @@ class Device:
 
     # Events
 
-    def hear(self, sender: PeerId, message: Message | AdvertMessage) -> None:
+    def hear(self, sender: PeerId, message: Message | Adverts) -> None:
         if sender in self.heard_at:
             self.heard_at[sender] = self.now
         match message:
             case Offer() | Acknowledged() | Cancel():
                 self.carry_out(self.executions.receive(sender, message, self.now, self.now_ms))
-            case _ if hasattr(message, "task_id"):
-                heard = self.origin.receive(sender, message, self.now, self.now_ms)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
-                self.carry_out(heard)
+            case Adverts(told):
+                self.learn(sender, told)
             case _:
-                self.tell(self.directory.receive(sender, message, self.now_ms))  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
-                self.origin.wake()
-                self.tick_later()
+                self.carry_out(self.origin.receive(sender, message, self.now, self.now_ms))
+
+    def learn(self, sender: PeerId, told: tuple[Told, ...]) -> None:
+        effects = self.directory.learn(told, self.now_ms)
+        kept = {one.entry.peer for one in effects if isinstance(one, Keep)}
+        fresh = {one.peer: one for one in told if one.peer in kept}
+        self.book.update(fresh)
+        for peer in self.heard_at if fresh else ():
+            if peer != sender:
+                self.world.send(self, peer, Adverts(tuple(fresh.values())))
+        self.origin.wake()
+        self.tick_later()
 
     def link_up(self, peer: PeerId) -> None:
         self.heard_at[peer] = self.now
-        self.tell(self.directory.link_up(peer))
+        self.world.send(self, peer, Adverts(tuple(self.book.values())))
         self.carry_out(self.origin.link_up(peer, self.now))
         self.carry_out(self.executions.link_up(peer))
 
     def link_down(self, peer: PeerId) -> None:
         if self.heard_at.pop(peer, None) is not None:
-            self.directory.link_down(peer)
             self.carry_out(self.origin.link_down(peer, "cut", self.now, self.now_ms))
 
     def tick(self) -> None:
@@ -250,13 +266,6 @@ class Device:
             self.tick_later()
 
     # The driver's rule
-
-    def tell(self, effects: Iterable[DirectoryEffect]) -> None:
-        for effect in effects:
-            if isinstance(effect, Tell):
-                self.world.send(self, effect.to, effect.message)
-            elif isinstance(effect, Keep):
-                self.book[effect.entry.peer] = effect.entry.item
 
     def carry_out(
         self, effects: Sequence[Effect], caller: Callable[[bool], None] | None = None
@@ -426,12 +435,11 @@ class World:
     def _add_device(self, number: int, peers: int) -> None:
         keypair = key(number)
         skills = tuple(one for one in ("see", "hear", "count") if self.random.random() < 0.4)
-        offers = item_of(
+        offers = told_by(
             keypair,
             name=f"device-{number}",
             skills=skills if number > 1 else (),
             data=(f"log-{number % (peers // 3)}",) if number > 1 else (),
-            now_ms=NOW_MS,
         )
         self.devices[keypair.peer_id] = Device(self, keypair, offers)
 
@@ -490,7 +498,7 @@ class World:
         device = self.devices[peer]
         return device.up and device.frozen_until <= self.now
 
-    def send(self, sender: Device, to: PeerId, message: Message | AdvertMessage) -> bool:
+    def send(self, sender: Device, to: PeerId, message: Message | Adverts) -> bool:
         """Put a message on its way; False if there is no link."""
         if to not in sender.heard_at:
             return False

@@ -72,6 +72,15 @@ def test_a_call_that_it_cannot_do_is_not_meant_to_or_not_in_time_is_not_answered
     assert bidder(300, 10).called(CALLER, Calls((call(),)), 0.0) != []
 
 
+def test_it_stands_in_the_zones_of_its_newest_certificate() -> None:
+    of_zone = Calls((call(need=Need("chat", zone="plant-7")),))
+    moved = bidder()
+    moved.use(member(2, "plant-8"))
+    assert moved.called(CALLER, of_zone, 0.0) == []
+    moved.use(member(2, "plant-7"))
+    assert moved.called(CALLER, of_zone, 0.0) != []
+
+
 def test_a_widened_call_is_answered_once() -> None:
     core = bidder()
     threshold = lot(call().id, ME.peer)

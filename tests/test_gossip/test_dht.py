@@ -28,7 +28,6 @@ from test_gossip.hosts import (
 from test_gossip.members import MESH, NOW_MS, chain_of, item_of, key
 
 from covey.gossip import dht as module
-from covey.gossip.advert import Item
 from covey.gossip.advert_records import AdvertRecords, record_key
 from covey.gossip.dht import Dht, DhtSettings, open_dht, serves
 from covey.gossip.libp2p_fixes import DHT_PROTOCOL
@@ -416,9 +415,9 @@ REFUSED: dict[str, tuple[str, bytes]] = {
     "under another's name": (record_key(BOB.peer_id), encode(item_of(ALICE))),
     "of no member": (
         record_key(ALICE.peer_id),
-        encode(Item(item_of(ALICE).advert, chain_of(BOB))),
+        encode(item_of(ALICE, chain=chain_of(BOB))),
     ),
-    "too old": (record_key(ALICE.peer_id), encode(item_of(ALICE, now_ms=NOW_MS - 40 * 86_400_000))),
+    "too old": (record_key(ALICE.peer_id), encode(item_of(ALICE, at_ms=NOW_MS - 40 * 86_400_000))),
     "in another namespace": (f"/pk/{ALICE.peer_id}", encode(item_of(ALICE))),
     "without a namespace": (str(ALICE.peer_id), encode(item_of(ALICE))),
 }

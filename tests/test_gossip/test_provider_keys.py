@@ -1,9 +1,8 @@
 """Names are found by keyed hashes: of everything a peer offers, and of everything a task needs."""
 
 import pytest
-from test_gossip.members import MESH, OTHER_MESH, item_of, key
+from test_gossip.members import MESH, OTHER_MESH, key, told_by
 
-from covey.gossip.advert import read_item
 from covey.gossip.provider_keys import Kind, keys_for, keys_of, provider_key
 from covey.gossip.task import Need
 
@@ -13,10 +12,9 @@ def named(kind: Kind, name: str) -> bytes:
 
 
 def test_a_peer_is_found_by_each_thing_that_it_offers() -> None:
-    item = item_of(
+    advert = told_by(
         key(1), skills=("chat",), labels=(("line", "7"),), data=("log",), models=("small",)
-    )
-    advert = read_item(item, mesh=MESH)[0].body
+    ).advert
     assert keys_of(advert, MESH) == {
         named("skill", "chat"),
         named("label", "line=7"),

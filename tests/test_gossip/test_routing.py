@@ -3,10 +3,9 @@
 from collections.abc import Mapping
 
 import pytest
-from test_gossip.members import MESH, NOW_MS, item_of, key
+from test_gossip.members import directory_of, key, told_by
 
 from covey.gossip.bidding import Bid
-from covey.gossip.directory import Directory
 from covey.gossip.network import LinkInfo, Load
 from covey.gossip.routing import Candidate, DirectoryFinder, Nobody, SearchingFinder
 from covey.gossip.search import CallOut, Search
@@ -20,16 +19,15 @@ ME, LOG, BIG, FAR = (key(n) for n in (1, 2, 3, 4))
 def finder(
     lacks_here: str | None = None, links: Mapping[PeerId, LinkInfo] | None = None
 ) -> DirectoryFinder:
-    directory = Directory(ME.peer_id, MESH)
-    items = [
-        item_of(ME, name="gateway", skills=("chat",)),
-        item_of(
+    directory = directory_of(
+        ME,
+        told_by(
             LOG, name="line-1", skills=("chat", "classify"), data=("log",), labels=(("line", "1"),)
         ),
-        item_of(BIG, name="line-2", skills=("chat", "classify"), models=("big",)),
-        item_of(FAR, name="far", skills=("classify", "rare"), data=("deep",)),
-    ]
-    directory.restore(items, NOW_MS)
+        told_by(BIG, name="line-2", skills=("chat", "classify"), models=("big",)),
+        told_by(FAR, name="far", skills=("classify", "rare"), data=("deep",)),
+        own=told_by(ME, name="gateway", skills=("chat",)),
+    )
     linked = (
         links
         if links is not None

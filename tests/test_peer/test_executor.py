@@ -7,10 +7,9 @@ from typing import Any
 import msgspec
 import pytest
 import trio
-from test_gossip.members import MESH, NOW_MS, item_of, key
+from test_gossip.members import directory_of, key, told_by
 from trio.testing import MockClock
 
-from covey.gossip.directory import Directory
 from covey.gossip.effects import Ended, Run
 from covey.gossip.task import Need, TaskId
 from covey.identity.certificate import Member
@@ -195,10 +194,10 @@ def test_a_skill_is_offered_if_it_is_enabled_and_its_models_are_here(
 
 
 def test_this_device_takes_what_it_says_that_it_can_do_and_nothing_else() -> None:
-    directory = Directory(ME.peer_id, MESH)
+    starting = able(lambda: None, lambda _peer: None)
+    assert starting(ALICE, Need("chat")) == "this peer is just starting"
+    directory = directory_of(ME, own=told_by(ME, name="line-1", skills=("chat",), data=("log",)))
     check = able(lambda: directory.get(ME.peer_id), lambda _peer: None)
-    assert check(ALICE, Need("chat")) == "this peer is just starting"
-    directory.restore([item_of(ME, name="line-1", skills=("chat",), data=("log",))], NOW_MS)
     assert check(ALICE, Need("chat", data="log")) is None
     assert check(ALICE, Need("classify")) == "it does not offer skill 'classify'"
     assert check(ALICE, Need("chat", data="other")) == "it has no data 'other'"
@@ -206,8 +205,7 @@ def test_this_device_takes_what_it_says_that_it_can_do_and_nothing_else() -> Non
 
 
 def test_a_task_of_a_zone_is_taken_from_a_member_of_the_zone_alone() -> None:
-    directory = Directory(ME.peer_id, MESH)
-    directory.restore([item_of(ME, skills=("chat",), zones=("plant-7",))], NOW_MS)
+    directory = directory_of(ME, own=told_by(ME, skills=("chat",), zones=("plant-7",)))
     insider = Member(ALICE, "member", frozenset({"plant-7"}), 0, 1 << 60, 1 << 60)
     outsider = Member(BOB, "member", frozenset({"plant-8"}), 0, 1 << 60, 1 << 60)
     members = {ALICE: insider, BOB: outsider}

@@ -1,9 +1,8 @@
 """Tasks and peers as a client sees them: names for ids, and reasons a person can read."""
 
 import msgspec
-from test_gossip.members import MESH, NOW_MS, item_of, key
+from test_gossip.members import NOW_MS, directory_of, key, told_by
 
-from covey.gossip.directory import Directory
 from covey.gossip.network import LinkInfo, Load, Traffic
 from covey.gossip.task import Need, Task
 from covey.gossip.task_state import Attempt, TaskState
@@ -56,8 +55,8 @@ def test_a_task_that_waits_names_no_peer() -> None:
 
 
 def test_a_peer_is_self_up_or_down() -> None:
-    directory = Directory(ALICE, MESH)
-    directory.restore([item_of(key(1), name="alice"), item_of(key(2), name="bob")], NOW_MS)
+    own = told_by(key(1), name="alice")
+    directory = directory_of(key(1), told_by(key(2), name="bob"), own=own)
     alice, bob = directory.get(ALICE), directory.get(BOB)
     assert alice is not None
     assert bob is not None

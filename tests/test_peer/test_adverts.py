@@ -1,0 +1,80 @@
+"""What a peer offers reaches the others as an entry of the shared memory, and counts as long as it does."""
+
+import pytest
+import trio
+from test_peer.near_daemons import DAY_MS, Device, devices, linked, until
+
+from covey.gossip.advert import adverts_of
+from covey.identity.keys import PeerId
+from covey.peer.daemon import Daemon
+from covey.peer.member_views import AdmitRequest, RevokeRequest
+
+pytestmark = pytest.mark.end_to_end
+
+
+def known(daemon: Daemon) -> set[str]:
+    return {one.name for one in daemon.service.peers()}
+
+
+async def test_what_a_peer_offers_is_known_in_the_third_hand_and_after_a_restart(
+    nursery: trio.Nursery,
+) -> None:
+    async with devices("alice", "bob", "carol") as (alice, bob, carol):
+        admin = await alice.start(nursery)
+        await bob.join(admin)
+        await carol.join(admin)
+        await bob.start(nursery)
+        await until(lambda: known(admin) == {"alice", "bob"})
+        await bob.stop()
+
+        other = await carol.start(nursery)
+        await until(lambda: known(other) == {"alice", "bob", "carol"})
+        assert linked(other) == {"alice"}
+        offered = {one.name: one.skills for one in other.service.peers()}
+        assert offered["bob"] == ("covey.echo",)
+
+        await alice.stop()
+        await carol.stop()
+        again = await carol.start(nursery)
+        assert known(again) == {"alice", "bob", "carol"}
+        assert len(held(again, carol)) == 3, "of each author one, however often it started"
+
+
+async def test_an_advert_counts_again_once_its_author_does(nursery: trio.Nursery) -> None:
+    async with devices("alice", "bob") as (alice, bob):
+        admin = await alice.start(nursery)
+        await bob.join(admin)
+        await bob.start(nursery)
+        await until(lambda: known(admin) == {"alice", "bob"})
+        await bob.stop()
+
+        await admin.service.members.revoke("bob", RevokeRequest())
+        await until(lambda: known(admin) == {"alice"})
+
+        await admin.service.members.admit(bob.id, AdmitRequest())
+        await until(lambda: known(admin) == {"alice", "bob"})
+
+
+async def test_with_a_wrong_clock_nothing_is_signed_and_later_it_is(nursery: trio.Nursery) -> None:
+    async with devices("alice", "bob") as (alice, bob):
+        await bob.join(await alice.start(nursery))
+        await alice.stop()
+        bob.clock.off_ms = -2 * DAY_MS
+        member = await bob.start(nursery)
+        await until(lambda: member.adverts.trouble is not None)
+        assert "the clock is wrong" in (member.adverts.trouble or "")
+        assert PeerId(bob.id) not in held(member, bob)
+        assert "bob" in known(member), "it works on alone"
+
+        bob.clock.off_ms = 0
+        member.adverts.announce()
+
+        await until(lambda: PeerId(bob.id) in held(member, bob))
+        assert member.adverts.trouble is None
+
+
+def held(daemon: Daemon, device: Device) -> list[PeerId]:
+    """Whose adverts a daemon's shared memory holds."""
+    namespace = adverts_of(device.home.mesh().id)
+    entries = daemon.service.memory.entries(namespace.name, None, None, 10, all_states=True)
+    return [PeerId(one.author) for one in entries]
