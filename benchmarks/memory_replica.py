@@ -2,7 +2,8 @@
 
 A write is a command to the memory: read what it replaces, sign, apply the rules, commit, and tell those
 who follow; without links and index. Over the local API a client's JSON and a daemon with all of it come
-on top, without an embedding model. What is taken in has its form, signature, payload and standing
+on top, without an embedding model. The floor of a write is its signature and its rows put into LMDB
+alone: nothing composed, looked up, judged or told. What is taken in has its form, signature, payload and standing
 checked. Bare LMDB writes as many bytes for each entry under one key, and does nothing else.
 """
 
@@ -42,7 +43,7 @@ from covey.gossip.memory.kinds import Lifetime, Type, kind_of
 from covey.gossip.memory.messages import BATCH_ENTRIES, Item
 from covey.gossip.memory.namespace import Namespace, namespace_of
 from covey.gossip.memory.payload import SALT_BYTES, SCHEMA, Payload, encode_payload
-from covey.gossip.memory.replica import Arrival
+from covey.gossip.memory.replica import Arrival, bucket_of, index_rows, place_of
 from covey.gossip.memory.standing import Standing, certificate_id
 from covey.gossip.memory.tables import Table
 from covey.gossip.network import LinkHandler, LinkInfo, MessageHandler, RequestHandler, Traffic
@@ -225,11 +226,13 @@ async def _writes(report: Report, seconds: float) -> None:
             together: list[float] = []
             bare: list[float] = []
             bare_alone: list[float] = []
-            for _ in range(3):
+            floor: list[float] = []
+            for number in range(3):
                 alone.append(await _rate(lambda: one(1), 1, seconds))
                 bare_alone.append(await _bare_rate(path / "bare-1", 1, seconds / 2))
                 together.append(await _rate(lambda: one(1), WRITERS, seconds))
                 bare.append(await _bare_rate(path / "bare-64", WRITERS, seconds / 4))
+                floor.append(await _floor_rate(path / f"floor-{number}", keypair, seconds / 2))
             batches = [await _rate(lambda: one(API_BATCH), 1, seconds) for _ in range(3)]
     each, rate = median(alone), median(together)
     report.add(
@@ -260,6 +263,14 @@ async def _writes(report: Report, seconds: float) -> None:
             rate >= WRITES_TIMES * each,
         )
     )
+    report.add(
+        Row(
+            "  beside the floor: signature and rows alone",
+            "",
+            f"{median(floor):.0f} /s",
+            f"{rate / median(floor):.2f} x",
+        )
+    )
     report.add(Row(f"one writer, {API_BATCH} in each transaction", f"{median(batches):.0f} /s"))
     report.facts["memory_write"] = {
         "one_each_per_s": alone,
@@ -267,6 +278,7 @@ async def _writes(report: Report, seconds: float) -> None:
         "batches_of_100_per_s": batches,
         "bare_lmdb_one_each_per_s": bare_alone,
         "bare_lmdb_64_per_s": bare,
+        "floor_64_per_s": floor,
     }
 
 
@@ -304,6 +316,48 @@ async def _bare_rate(path: Path, rows: int, seconds: float) -> float:
             return (number - first) / (perf_counter() - started)
 
     return await trio.to_thread.run_sync(write)
+
+
+async def _floor_rate(path: Path, keypair: Keypair, seconds: float) -> float:
+    """Return how many entries a second one thread signs and puts into LMDB, 64 a commit."""
+    space, began_ms = space_number(0), now_ms()
+
+    def write() -> float:
+        spent, number = 0.0, 0
+        with lmdb.open(str(path), map_size=1 << 34, max_dbs=len(Table)) as environment:
+            handles = {table: environment.open_db(table.value.encode()) for table in Table}
+            while spent < seconds:
+                some = [
+                    note_of(
+                        keypair, space, number + one, at_ms=began_ms + number + one, signed=False
+                    )
+                    for one in range(WRITERS)
+                ]
+                rows = [row for one in some for row in _rows_of(one)]
+                started = perf_counter()
+                for one in some:
+                    keypair.sign(one.entry.data)
+                with environment.begin(write=True) as transaction:
+                    for table, key, value in rows:
+                        transaction.put(key, value, db=handles[table])
+                spent += perf_counter() - started
+                number += WRITERS
+        return number / spent
+
+    return await trio.to_thread.run_sync(write)
+
+
+def _rows_of(arrival: Arrival) -> list[tuple[Table, bytes, bytes]]:
+    """Return the rows of a note that nothing else touches."""
+    entry, place = arrival.entry, place_of(arrival.entry)
+    due = entry.header.expires_s * 1000
+    return [
+        (Table.ENTRY, place, entry.data),
+        (Table.PAYLOAD, place, arrival.payload or b""),
+        (Table.DUE, due.to_bytes(8, "big") + place, b""),
+        (Table.COUNT, bucket_of(entry), bytes(4)),
+        *index_rows(entry, by_admin=False),
+    ]
 
 
 def _api(report: Report, seconds: float) -> None:

@@ -7,13 +7,25 @@ from dataclasses import dataclass
 
 import trio
 
+from covey.gossip.memory.entry import NAMESPACE_BYTES, NamespaceId
+from covey.gossip.memory.replica import Applied, Place
 from covey.gossip.task import TaskId
 from covey.gossip.task_state import TaskState
 
-from .memory_views import MemoryChange
 from .views import PeerView
 
 KEPT = 1024
+# Entries in one event, each of some kilobytes when it is told; of more there are more events.
+TOLD_MAX = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Changed:
+    """Where something changed in the memory; no text, for that may be forgotten while this is kept."""
+
+    namespace: NamespaceId
+    shown: tuple[Place, ...] = ()
+    hidden: tuple[Place, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,8 +37,24 @@ class Happening:
     at_ms: int
     task: tuple[TaskId, TaskState] | None = None
     peer: PeerView | None = None
-    memory: MemoryChange | None = None
+    memory: Changed | None = None
     text: str = ""
+
+
+def changes_of(applied: Applied) -> list[Changed]:
+    """Return what a transaction changed in each namespace, in parts of what one event may hold."""
+    shown: dict[NamespaceId, list[Place]] = {}
+    hidden: dict[NamespaceId, list[Place]] = {}
+    for places, of_namespace in ((applied.shown, shown), (applied.hidden, hidden)):
+        for place in places:
+            of_namespace.setdefault(NamespaceId(place[:NAMESPACE_BYTES]), []).append(place)
+    changes: list[Changed] = []
+    for one in dict.fromkeys((*shown, *hidden)):
+        came, went = shown.get(one, []), hidden.get(one, [])
+        for start in range(0, max(len(came), len(went)), TOLD_MAX):
+            part = slice(start, start + TOLD_MAX)
+            changes.append(Changed(one, tuple(came[part]), tuple(went[part])))
+    return changes
 
 
 class Events:
@@ -49,7 +77,7 @@ class Events:
         *,
         task: tuple[TaskId, TaskState] | None = None,
         peer: PeerView | None = None,
-        memory: MemoryChange | None = None,
+        memory: Changed | None = None,
         text: str = "",
     ) -> None:
         """Keep an event, and hand it to everyone who listens."""

@@ -19,6 +19,7 @@ from covey.gossip.memory.reading import Remembered, State, remembered
 from covey.gossip.memory.replica import Applied, Place, Replica
 from covey.gossip.memory.tables import Reading, Table, Tables
 from covey.identity.errors import CoveyError, Malformed
+from covey.identity.keys import PeerId
 from covey.inference.engine import ModelInfo
 from covey.inference.errors import ModelError
 from covey.inference.pool import Pool
@@ -35,6 +36,8 @@ EMBED_S = 30.0
 QUESTION_S = 5.0
 # After a model failed, or while there is none.
 EMBED_AGAIN_S = 30.0
+# What a damaged row, or an entry that is none of this version, may raise where it is read.
+UNREADABLE = (CoveyError, ValueError, ArithmeticError, RecursionError)
 
 
 class Indexer:
@@ -62,7 +65,7 @@ class Indexer:
         self._model: ModelInfo | None = None
         """Whose vectors the index holds."""
         self._places: dict[bytes, Place] = {}
-        """Of what has no vector yet, by id."""
+        """Of what has no vector yet, by id; none while there is no model that could make it."""
         # One at a time: a search waits at most for one chunk.
         self._limiter = trio.CapacityLimiter(1)
         self._touched: dict[Place, None] = {}
@@ -111,7 +114,7 @@ class Indexer:
         self._embed_due.set()
 
     def applied(self, applied: Applied) -> None:
-        """Note what a transaction changed."""
+        """Note what a transaction changed. An error here would be the daemon's end: nothing is read."""
         for place in (*applied.shown, *applied.hidden):
             if self._is_searched(NamespaceId(place[:NAMESPACE_BYTES])):
                 self._touched[place] = None
@@ -159,7 +162,7 @@ class Indexer:
         *,
         k: int,
         namespaces: Collection[NamespaceId],
-        author: str | None,
+        author: PeerId | None,
     ) -> list[Hit]:
         """Return the best answers of the index; what has gone since is the caller's to leave out."""
         return await trio.to_thread.run_sync(
@@ -168,7 +171,7 @@ class Indexer:
                 vector,
                 k=k,
                 namespaces=namespaces,
-                author=author,  # type: ignore[arg-type]  # a PeerId, which is a text
+                author=author,
                 now_ms=self._now_ms(),
             ),
             limiter=self._limiter,
@@ -218,13 +221,17 @@ class Indexer:
         gone: list[bytes] = []
         with self._rows.reading() as reading:
             for place in places:
-                passage = self._passage(reading, place)
+                try:
+                    passage = self._passage(reading, place)
+                except UNREADABLE as error:
+                    log.warning("memory.skipped", extra={"entry": place.hex(), "why": str(error)})
+                    passage = None
                 if passage is None:
                     gone.append(place[-ID_BYTES:])
                     self._places.pop(place[-ID_BYTES:], None)
                 else:
                     passages.append(passage)
-                    if passage.vector is None:
+                    if passage.vector is None and self._model is not None:
                         self._places[passage.id] = place
         self._recall.remove(gone)
         self._recall.add(passages)
@@ -256,8 +263,7 @@ class Indexer:
             self._embed_due = trio.Event()
             while self.model() is not None and (some := self._recall.unembedded(EMBED_AT_ONCE)):
                 if not await self._embed_some(some):
-                    with trio.move_on_after(EMBED_AGAIN_S):
-                        await trio.sleep_forever()
+                    await trio.sleep(EMBED_AGAIN_S)
 
     async def _embed_some(self, some: Sequence[tuple[bytes, str]]) -> bool:
         model = self._model

@@ -1,15 +1,13 @@
 """What does a client's request to remember something mean? Requests to commands. Pure."""
 
-import json
 import re
 from collections.abc import Callable
 from decimal import Decimal, InvalidOperation
 from typing import get_args
 
-from covey.gossip.memory.entry import EntryId
-from covey.gossip.memory.kinds import Lifetime
-from covey.gossip.memory.payload import Embedding, Provenance, Source
-from covey.gossip.memory.writing import (
+import msgspec
+
+from covey.gossip.memory.commands import (
     Command,
     CounterAdd,
     LogAppend,
@@ -21,6 +19,9 @@ from covey.gossip.memory.writing import (
     SetRemove,
     Shared,
 )
+from covey.gossip.memory.entry import EntryId
+from covey.gossip.memory.kinds import Lifetime
+from covey.gossip.memory.payload import Embedding, Provenance, Source
 from covey.identity.errors import Misuse
 
 from .memory_views import SourceView, WriteRequest, WriteType
@@ -43,13 +44,10 @@ def command_of(
     """
     type_, key = request.type, request.key
     if type_ == "note":
-        if key is not None:
-            raise Misuse("a note has no key; use --type register for a text under a key")
-        derived_from = tuple(resolve(one) for one in request.derived_from)
-        return Note(_text(request), provenance_of(request), embedding, derived_from)
+        return _note(request, resolve, embedding)
     if key is None:
         raise Misuse(f"a {type_} needs a key: name what it is about, as in P-12/vibration")
-    _refuse_provenance(request)
+    _refuse_what_notes_have(request)
     match type_:
         case "register":
             return Register(key, _json(request))
@@ -70,6 +68,14 @@ def command_of(
         case _:
             known = ", ".join(get_args(WriteType))
             raise Misuse(f"there is no type {type_!r}; use one of: {known}")
+
+
+def _note(request: WriteRequest, resolve: ResolveId, embedding: Embedding | None) -> Note:
+    if request.key is not None:
+        raise Misuse("a note has no key; use --type register for a text under a key")
+    derived_from = tuple(resolve(one) for one in request.derived_from)
+    renews = resolve(request.renews) if request.renews is not None else None
+    return Note(_text(request), provenance_of(request), embedding, derived_from, renews)
 
 
 def lifetime_of(request: WriteRequest) -> Lifetime | None:
@@ -109,7 +115,9 @@ def _source(view: SourceView) -> Source:
     return Source(view.name, bytes.fromhex(view.sha256), view.size_bytes, view.observations)
 
 
-def _refuse_provenance(request: WriteRequest) -> None:
+def _refuse_what_notes_have(request: WriteRequest) -> None:
+    if request.renews is not None:
+        raise Misuse(f"only notes are renewed; write the key of the {request.type} anew")
     if request.sources or request.derived_from or request.summarize or request.model:
         raise Misuse(f"only notes tell what they were made from; leave it out of a {request.type}")
 
@@ -121,7 +129,10 @@ def _text(request: WriteRequest) -> str:
 
 
 def _json(request: WriteRequest) -> str:
-    return json.dumps(request.value, ensure_ascii=False, separators=(",", ":"), sort_keys=True)
+    try:
+        return msgspec.json.encode(request.value, order="deterministic").decode()
+    except RecursionError as error:
+        raise Misuse(f"the value of a {request.type} is nested too deeply") from error
 
 
 def _delta(request: WriteRequest) -> int:

@@ -1,9 +1,10 @@
 """How does the shared memory look to a client? Views made of what is read. Pure."""
 
-import json
 from collections.abc import Callable, Sequence
 from decimal import Decimal
 from typing import Any, assert_never
+
+import msgspec
 
 from covey.gossip.memory.kinds import Type
 from covey.gossip.memory.namespace import Namespace
@@ -67,7 +68,7 @@ def entry_view(
         # A note's key is drawn at random, and means nothing to anybody.
         key="" if entry.type is Type.NOTE else entry.key,
         value=_value(entry),
-        sources=tuple(map(_source_view, provenance.sources)) if provenance else (),
+        sources=tuple(map(source_view, provenance.sources)) if provenance else (),
         model=provenance.model if provenance else "",
         method=provenance.method if provenance else "",
         derived_from=tuple(one.hex() for one in entry.derived_from),
@@ -197,9 +198,11 @@ def _sentence(neighbour: Neighbour, who: str, now: float) -> str:
 def _value(entry: Remembered) -> Any:
     if entry.state not in (State.SHOWN, State.IN_FORCE, State.SUPERSEDED):
         return None
+    if entry.state is State.SUPERSEDED and not entry.value:
+        return None
     match entry.type:
         case Type.REGISTER | Type.SHARED:
-            return json.loads(entry.value)
+            return msgspec.json.decode(entry.value)
         case Type.COUNTER:
             added, _, taken = entry.value.partition(" ")
             return int(added) - int(taken)
@@ -216,7 +219,8 @@ def _views(
     return tuple(map(view, entries))
 
 
-def _source_view(source: Source) -> SourceView:
+def source_view(source: Source) -> SourceView:
+    """Return raw data that was read, as a client sees it."""
     return SourceView(
         name=source.name,
         sha256=source.digest.hex(),

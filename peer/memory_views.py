@@ -3,7 +3,7 @@
 Pure data. JSON field names are the attribute names; fields are only ever added. Ids are hexadecimal.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import msgspec
 
@@ -48,6 +48,9 @@ class WriteRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """What it was made from, for the record; none of it is sent."""
     derived_from: tuple[str, ...] = ()
     """Ids of entries that it was made from."""
+    renews: str | None = None
+    """For a note: the id of one of this device's own in that namespace, in whose place it stands.
+    Without a value it says the same as that one, from the same sources."""
     model: str = ""
     """What worded it."""
     method: str = ""
@@ -261,7 +264,8 @@ class ExportedEntry(msgspec.Struct, frozen=True, kw_only=True):
     """Base64."""
     chain: tuple[str, ...] = ()
     """Base64: the certificates of its author."""
-    shows: Annotated[Any, msgspec.Meta(description="What it says, for people to read.")] = None
+    shows: Any = None
+    """What it says, for people to read."""
 
 
 class MemoryChange(msgspec.Struct, frozen=True, kw_only=True):
@@ -270,5 +274,6 @@ class MemoryChange(msgspec.Struct, frozen=True, kw_only=True):
     namespace: str
     zone: str
     added: tuple[EntryView, ...] = ()
+    """Those that are still shown when this is told; of the others nothing is said any more."""
     gone: tuple[str, ...] = ()
-    """Ids whose text is no longer shown."""
+    """Ids whose text is no longer shown; of some nothing may have been told before."""

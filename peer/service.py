@@ -20,10 +20,9 @@ from covey.inference.pool import Pool
 from covey.inference.skills.summarize import SummarizeResult
 
 from .data_sources import DataSources
-from .events import Events, Happening
+from .events import Changed, Events, Happening
 from .intake import task_of
 from .members import Members
-from .memory_views import MemoryChange
 from .records import TaskRecords
 from .shared_memory import SharedMemory
 from .showing import peer_view, task_view, traffic_view
@@ -274,7 +273,7 @@ class Service:
             at_ms=seen.at_ms,
             task=task,
             peer=seen.peer,
-            memory=seen.memory,
+            memory=self.memory.change(seen.memory) if seen.memory is not None else None,
             text=seen.text,
         )
 
@@ -284,7 +283,7 @@ class Service:
         if entry is not None:
             self._events.tell("peer", peer=self._peer_view(entry))
 
-    def memory_changed(self, change: MemoryChange) -> None:
+    def memory_changed(self, change: Changed) -> None:
         """Something was remembered, or is gone: tell who watches."""
         self._events.tell("memory", memory=change)
 

@@ -5,6 +5,7 @@ decides what is kept; it names things, asks for them, and shows them.
 """
 
 import base64
+import dataclasses
 import fnmatch
 import hashlib
 import logging
@@ -16,29 +17,33 @@ import trio
 
 from covey.gossip.memory import reading
 from covey.gossip.memory.checking import check_all
-from covey.gossip.memory.driver import Memory
+from covey.gossip.memory.commands import Command, Forget, ForgetAuthor, Note
+from covey.gossip.memory.driver import Memory, Written
 from covey.gossip.memory.entry import (
     ID_BYTES,
     NAMESPACE_BYTES,
     SHORT_ID_BYTES,
+    Entry,
     EntryId,
-    NamespaceId,
     read_entry,
 )
 from covey.gossip.memory.hybrid_clock import stamp_of
+from covey.gossip.memory.kinds import Lifetime, Type, kind_of
 from covey.gossip.memory.messages import Item
 from covey.gossip.memory.namespace import DEVICE, MESH, Namespace, named_by_user, namespace_of
-from covey.gossip.memory.payload import Embedding
+from covey.gossip.memory.payload import Embedding, Provenance
 from covey.gossip.memory.reading import Remembered, State
 from covey.gossip.memory.replica import Applied, Quotas
 from covey.gossip.memory.tables import Reading, Table
-from covey.gossip.memory.writing import Forget, ForgetAuthor
 from covey.identity.errors import Malformed, Misuse, NotAdmitted, NotFound, Unavailable
 from covey.identity.keys import PeerId, public_key_of
 
-from .indexing import Indexer, packed
+from .auditing import Audits
+from .erasing import Erasing
+from .events import Changed, changes_of
+from .indexing import UNREADABLE, Indexer, packed
 from .memory_intake import command_of, lifetime_of, ttl_ms_of
-from .memory_showing import entry_view, exchange_view, step_view, value_views
+from .memory_showing import entry_view, exchange_view, source_view, step_view, value_views
 from .memory_store import MemoryStore
 from .memory_views import (
     IMPORT_LINES_MAX,
@@ -66,15 +71,14 @@ log = logging.getLogger(__name__)
 
 LISTED_MAX = 1000
 SYNC_S_MAX = 600.0
+SALT_BYTES = 32
 # Hits of the index that turn out to be gone are replaced by the next ones.
 SPARE_HITS = 10
 SETTLE_S = 1.0
-# Gathers what is forgotten together; then the file is written anew, which costs its size each time.
-ERASE_AFTER_S = 2.0
-ERASE_PAUSE_FACTOR = 50
-# What expired, or was written over, leaves the file this often.
-ERASE_EVERY_S = 3600.0
+# Who forgets is told then whether it has left the file, too.
+ERASED_S = 4.0
 EXPORT_PAGE = 200
+_TOLD = (State.SHOWN, State.IN_FORCE)
 _ENDED = ("in step", "apart", "muted")
 
 Summarize = Callable[[str], Awaitable[tuple[str, str]]]
@@ -98,8 +102,8 @@ class Surroundings:
     clock_trouble: Callable[[], str | None]
     """Why this device's clock cannot be trusted to sign with, if so."""
     summarize: Summarize
-    tell: Callable[[MemoryChange], None]
-    """Tells who watches of a change."""
+    tell: Callable[[Changed], None]
+    """Tells who watches of a change, which they look at by `change`."""
 
 
 class SharedMemory:
@@ -113,24 +117,26 @@ class SharedMemory:
         self._rows = rows
         self._index = index
         self._stepped = trio.Event()
-        self._erase_due = trio.Event()
-        self._erased = trio.Event()
-        self._stale = False
-        """Texts that are not shown any more may still be in the file."""
+        self._erasing = Erasing(rows.compact)
         self._doubtful: set[bytes] = set()
+        self._audits = Audits(parts.me)
         memory.on_applied(self._applied)
         memory.on_step(self._step_changed)
 
     async def serve(self) -> None:
-        """Keep the index, and erase what was forgotten, until cancelled."""
+        """Keep the index, erase what was forgotten, and audit others, until cancelled."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._index.serve)
-            nursery.start_soon(self._erase)
+            nursery.start_soon(self._erasing.serve)
+            nursery.start_soon(self._audit)
 
     # Writing
 
     async def write(self, requests: Sequence[WriteRequest]) -> list[EntryView]:
         """Remember all of these, or none; durable on return.
+
+        Returns:
+            For each the entry that says it: a new one, or the one that says as much already.
 
         Raises:
             Misuse: one of them cannot be remembered so.
@@ -146,19 +152,72 @@ class SharedMemory:
             if same != (first.namespace, first.zone, first.lifetime, first.ttl_s):
                 raise Misuse("what is remembered together has one namespace, zone and lifetime")
         namespace = self._writable(first.zone, first.namespace)
-        requests = [await self._worded(one) for one in requests]
+        older = [self._to_renew(one, namespace) for one in requests]
+        requests = [
+            await self._worded(_said_again(one, before))
+            for one, before in zip(requests, older, strict=True)
+        ]
         # One text is embedded at once; many are when there is time.
         embedding = await self._embedding(requests[0]) if len(requests) == 1 else None
-        commands = [command_of(one, self._id_of, embedding) for one in requests]
+        commands = [
+            self._command(one, before, embedding)
+            for one, before in zip(requests, older, strict=True)
+        ]
         written = await self._memory.write(
             namespace, commands, lifetime=lifetime_of(first), ttl_ms=ttl_ms_of(first)
         )
+        return self._views_of(written, requests, namespace)
+
+    def _command(
+        self, request: WriteRequest, again: Remembered | None, embedding: Embedding | None
+    ) -> Command:
+        command = command_of(request, self._id_of, embedding)
+        if again is not None and isinstance(command, Note) and not command.derived_from:
+            # Those may not be held any more; the older note's word is enough.
+            return dataclasses.replace(command, derived_from=again.derived_from)
+        return command
+
+    def _to_renew(self, request: WriteRequest, namespace: Namespace) -> Remembered | None:
+        """Return the note that is to be said again as it is; None: it says something of its own.
+
+        Raises:
+            Misuse: it is in another namespace, or nothing is left to be said again.
+        """
+        if request.renews is None:
+            return None
+        found, where = self._find(request.renews)
+        if where != namespace:
+            raise Misuse(
+                f"that entry is in {where.name}, zone {where.zone}; what renews it is written there"
+            )
+        if request.value is not None or request.summarize:
+            return None
+        if found.type is not Type.NOTE or found.state is not State.SHOWN:
+            what = "no note" if found.type is not Type.NOTE else str(found.state)
+            raise Misuse(f"that entry is {what}, and cannot be said again as it is; give a text")
+        return found
+
+    def _views_of(
+        self, written: Written, requests: Sequence[WriteRequest], namespace: Namespace
+    ) -> list[EntryView]:
+        now_ms = self._parts.now_ms()
         with self._rows.reading() as rows:
-            found = [entries[0] for entries in written if entries]
-            return [
-                self._view(reading.remembered(rows, one, self._parts.now_ms()), namespace)
-                for one in found
+            says = [
+                entries[0] if entries else self._said_before(rows, request, namespace)
+                for entries, request in zip(written.entries, requests, strict=True)
             ]
+            return [self._view(reading.remembered(rows, one, now_ms), namespace) for one in says]
+
+    def _said_before(self, rows: Reading, request: WriteRequest, namespace: Namespace) -> Entry:
+        """Return this device's number under a key, which says as much as the request."""
+        assert request.key is not None, "only what stands under a key can have been said before"
+        kind = kind_of(Type[request.type.upper()], Lifetime.PINNED)
+        path = reading.path_of(namespace.id, reading.checked_key(request.key))
+        me = public_key_of(self._parts.me)
+        head = reading.head_at(rows, namespace.id, me, kind, path)
+        if head is None:
+            raise Unavailable("what stood under the key went just now; try again")
+        return head
 
     async def _worded(self, request: WriteRequest) -> WriteRequest:
         """Return the request with this device's summary in place of the raw text."""
@@ -250,7 +309,7 @@ class SharedMemory:
         Raises:
             Misuse: the question is empty or too long.
         """
-        searched = [one for one in self._matching(namespace, None) if not one.is_book]
+        searched = [one for one in self._matching(namespace, None) if not one.is_own]
         vector = await self._index.vector_of(question) if question.strip() else None
         # Who has just remembered something expects to find it.
         await self._index.wait_settled(within_s=SETTLE_S)
@@ -332,15 +391,15 @@ class SharedMemory:
         forgettings = self._forgettings(request)
         if not forgettings:
             raise NotFound("nothing of that is held here; see: covey memory ls")
-        self._erased = erased = trio.Event()
-        before = self._shown()
         records: list[str] = []
+        forgotten = 0
         for namespace, command in forgettings:
             written = await self._memory.write(namespace, [command])
-            records += [entry.id.hex() for entries in written for entry in entries]
-        forgotten = max(0, before - self._shown())
+            records += [entry.id.hex() for entries in written.entries for entry in entries]
+            forgotten += written.withdrawn
+        erased = self._erasing.ends()
         if forgotten:
-            with trio.move_on_after(ERASE_AFTER_S * 2):
+            with trio.move_on_after(ERASED_S):
                 await erased.wait()
         return ForgetView(
             forgotten=forgotten, records=tuple(records), erased=erased.is_set() or not forgotten
@@ -354,7 +413,7 @@ class SharedMemory:
             return [
                 (one, ForgetAuthor(public_key_of(author), before))
                 for one in self._matching(request.namespace, None)
-                if not one.is_book and self._has_entries_of(one, author)
+                if not one.is_own and self._has_entries_of(one, author)
             ]
         by_namespace: dict[Namespace, list[EntryId]] = {}
         for name in request.ids:
@@ -377,32 +436,6 @@ class SharedMemory:
             )
         return bool(listed)
 
-    def _shown(self) -> int:
-        with self._rows.reading() as rows:
-            return rows.count(Table.PAYLOAD)
-
-    async def _erase(self) -> None:
-        """Write the store file anew, soon after a text was withdrawn and now and then, until cancelled."""
-        while True:
-            with trio.move_on_after(ERASE_EVERY_S) as waiting:
-                await self._erase_due.wait()
-            if waiting.cancelled_caught and not self._stale:
-                continue
-            await trio.sleep(ERASE_AFTER_S / 4)
-            self._erase_due = trio.Event()
-            self._stale = False
-            began = trio.current_time()
-            try:
-                await self._rows.compact()
-            except Unavailable as error:
-                log.warning("memory.not_erased", extra={"why": str(error)})
-                await trio.sleep(60)
-                self._erase_due.set()
-                continue
-            self._erased.set()
-            # A large file is not written all day long because somebody forgets all day long.
-            await trio.sleep((trio.current_time() - began) * ERASE_PAUSE_FACTOR)
-
     # Others
 
     async def sync(self, request: SyncRequest) -> list[ExchangeView]:
@@ -421,11 +454,10 @@ class SharedMemory:
             if spreading.neighbour(peer) is None:
                 who = self._parts.name_of(peer)
                 raise Unavailable(f"{who} is not in reach now; it is compared with when it is back")
-            salt = self._parts.draw(32) if request.audit else None
+            salt = self._parts.draw(SALT_BYTES) if request.audit else None
             self._memory.compare(peer, salt=salt)
         with trio.move_on_after(min(request.timeout_s, SYNC_S_MAX)):
             while any(self._is_comparing(peer) for peer in peers):
-                self._stepped = trio.Event()
                 await self._stepped.wait()
         now = trio.current_time()
         return [
@@ -433,6 +465,21 @@ class SharedMemory:
             for peer in peers
             if (one := spreading.neighbour(peer)) is not None
         ]
+
+    async def _audit(self) -> None:
+        """Audit one linked peer a day, until cancelled."""
+        spreading = self._memory.spreading
+        while True:
+            await trio.sleep(self._audits.look_s)
+            quiet = [
+                one.peer
+                for one in spreading.neighbours()
+                if one.state == "in step" and not one.is_comparing
+            ]
+            peer = self._audits.take_next(quiet, self._parts.now_ms())
+            if peer is not None:
+                log.info("memory.audit_begun", extra={"peer": peer})
+                self._memory.compare(peer, salt=self._parts.draw(SALT_BYTES))
 
     def steps(self) -> list[StepView]:
         """Return how far each known peer and this one hold the same."""
@@ -543,7 +590,7 @@ class SharedMemory:
                     payload=None if payload is None else _base64(payload),
                     chain=tuple(map(_base64, known.chain)) if known is not None else (),
                     shows=None
-                    if namespace.is_book
+                    if namespace.is_own
                     else self._view(reading.remembered(rows, entry, now_ms), namespace),
                 )
                 lines.append(msgspec.json.encode(line) + b"\n")
@@ -598,11 +645,7 @@ class SharedMemory:
             one
             for one in self._memory.namespaces()
             if (zone is None or one.zone == zone)
-            and (
-                not one.name.startswith("_")
-                if pattern is None
-                else fnmatch.fnmatchcase(one.name, pattern)
-            )
+            and (not one.is_own if pattern is None else fnmatch.fnmatchcase(one.name, pattern))
         ]
 
     def _find(self, id_or_prefix: str) -> tuple[Remembered, Namespace]:
@@ -645,45 +688,59 @@ class SharedMemory:
     # What changed
 
     def _applied(self, applied: Applied) -> None:
+        """Note what a transaction changed. An error here would be the daemon's end, so what entries
+        say is looked at by others, later.
+        """
         self._index.applied(applied)
         self._doubtful.update(author for _, author in applied.doubled)
-        self._stale = self._stale or bool(applied.hidden)
-        if applied.withdrawn:
-            self._erase_due.set()
-        for change in self._changes(applied):
-            self._parts.tell(change)
+        self._erasing.applied(applied)
+        for change in changes_of(applied):
+            namespace = self._memory.namespace(change.namespace)
+            if namespace is not None and not namespace.is_own:
+                self._parts.tell(change)
 
-    def _changes(self, applied: Applied) -> list[MemoryChange]:
-        shown: dict[NamespaceId, list[bytes]] = {}
-        gone: dict[NamespaceId, list[bytes]] = {}
-        for places, by_namespace in ((applied.shown, shown), (applied.hidden, gone)):
-            for place in places:
-                by_namespace.setdefault(NamespaceId(place[:NAMESPACE_BYTES]), []).append(place)
-        changes: list[MemoryChange] = []
+    def change(self, changed: Changed) -> MemoryChange:
+        """Return a change as it is told: what is gone meanwhile without what it said."""
+        namespace = self._memory.namespace(changed.namespace)
+        assert namespace is not None, "what was told of stays known"
         now_ms = self._parts.now_ms()
+        added: list[EntryView] = []
         with self._rows.reading() as rows:
-            for namespace_id in dict.fromkeys((*shown, *gone)):
-                namespace = self._memory.namespace(namespace_id)
-                if namespace is None or namespace.name.startswith("_"):
+            for place in changed.shown:
+                if (data := rows.get(Table.ENTRY, place)) is None:
                     continue
-                entries = [
-                    self._view(reading.remembered(rows, read_entry(data), now_ms), namespace)
-                    for place in shown.get(namespace_id, ())[:WRITES_MAX]
-                    if (data := rows.get(Table.ENTRY, place)) is not None
-                ]
-                ids = tuple(place[-ID_BYTES:].hex() for place in gone.get(namespace_id, ()))
-                changes.append(
-                    MemoryChange(
-                        namespace=namespace.name,
-                        zone=namespace.zone,
-                        added=tuple(entries),
-                        gone=ids[:LISTED_MAX],
-                    )
-                )
-        return changes
+                try:
+                    found = reading.remembered(rows, read_entry(data), now_ms)
+                    view = self._view(found, namespace)
+                except UNREADABLE as error:
+                    log.warning("memory.skipped", extra={"entry": place.hex(), "why": str(error)})
+                    continue
+                if found.state in _TOLD:
+                    added.append(view)
+        return MemoryChange(
+            namespace=namespace.name,
+            zone=namespace.zone,
+            added=tuple(added),
+            gone=tuple(place[-ID_BYTES:].hex() for place in changed.hidden),
+        )
 
     def _step_changed(self, _peer: PeerId) -> None:
         self._stepped.set()
+        self._stepped = trio.Event()
+
+
+def _said_again(request: WriteRequest, again: Remembered | None) -> WriteRequest:
+    """Return the request with the text and the provenance of the note that it says again."""
+    if again is None:
+        return request
+    provenance = again.provenance or Provenance()
+    return msgspec.structs.replace(
+        request,
+        value=again.value,
+        sources=request.sources or tuple(map(source_view, provenance.sources)),
+        model=request.model or provenance.model,
+        method=request.method or provenance.method,
+    )
 
 
 def _base64(data: bytes) -> str:

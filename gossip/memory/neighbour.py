@@ -201,7 +201,7 @@ class Neighbour:
         """The books are through, or have had their time: let go what waited behind them."""
         if self.books_come_first:
             self.books_first_until = math.inf
-            self.flush_at = self.ask_at = now
+            self.flush_at = now
 
     @property
     def books_under_way(self) -> bool:

@@ -53,12 +53,17 @@ ALIKE_SHOWN = 5
 KEEP_MAX = 1_000
 """A log keeps at most this many lines of each author: writing one looks at all of them."""
 NUMBER_CHARACTERS_MAX = 64
+NESTING_MAX = 32
+"""A JSON value has at most so many brackets open at once: who decodes one that is deeper runs out of
+stack, sooner or later by how deep it is in calls itself, so that what one part took ends another."""
 
 # Lines may be broken and tabbed; what moves a terminal's cursor or colours it is no text.
 _CONTROLS = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
 _NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]{1,3})?")
 _COUNT = re.compile(r"([0-9]{1,30}) ([0-9]{1,30})")
 _LINE = re.compile(r"([1-9][0-9]{0,3}) (.+)", re.DOTALL)
+# A text in quotes, which may lack its end, or a bracket outside of one. No byte is looked at twice.
+_NESTING = re.compile(r'"(?:[^"\\]++|\\.)*+"?|[\[\]{}]', re.DOTALL)
 _PREFIX = re.compile(rf"[0-9a-f]{{{PREFIX_DIGITS_MIN},{2 * ID_BYTES}}}")
 
 
@@ -69,7 +74,7 @@ class State(StrEnum):
     EXPIRED = "expired"
     FORGOTTEN = "forgotten"
     SUPERSEDED = "superseded"
-    """Of a shared register: a later writer had seen it."""
+    """Of a shared register: a later writer had seen it. Of anything: its author wrote over it."""
     REMOVED = "removed"
     """From its set."""
     WITHDRAWN = "withdrawn"
@@ -285,11 +290,31 @@ def is_clean(provenance: Provenance | None) -> bool:
     return not any(has_controls(name) for name in names)
 
 
+def nests_too_deep(text: str) -> bool:
+    """Tell whether a JSON text opens more than `NESTING_MAX` brackets in one another."""
+    if text.count("[") + text.count("{") <= NESTING_MAX:
+        return False
+    depth = 0
+    for token in _NESTING.finditer(text):
+        match token[0]:
+            case "[" | "{":
+                depth += 1
+                if depth > NESTING_MAX:
+                    return True
+            case "]" | "}":
+                depth -= 1
+            case _:
+                pass
+    return False
+
+
 def is_json(text: str) -> bool:
-    """Tell whether a text is one JSON value."""
+    """Tell whether a text is one JSON value that anybody can decode."""
+    if nests_too_deep(text):
+        return False
     try:
         msgspec.json.decode(text)
-    except (msgspec.MsgspecError, ValueError, RecursionError):
+    except (msgspec.MsgspecError, ValueError):
         return False
     return True
 
@@ -563,8 +588,11 @@ def _why_gone(reading: Reading, entry: Entry, now_ms: int) -> State:
         return State.IN_FORCE
     if entry.header.expires_s * 1000 <= now_ms:
         return State.EXPIRED
-    if reading.get(Table.WANTED, place_of(entry)) is not None:
+    place = place_of(entry)
+    if reading.get(Table.WANTED, place) is not None:
         return State.MISSING
+    if reading.get(Table.ENTRY, place) is None:
+        return State.SUPERSEDED  # its author wrote over it just now
     # It is neither over nor wanted, so something covers it.
     return State.REMOVED if _is_removed(reading, entry) else State.FORGOTTEN
 

@@ -65,8 +65,8 @@ class Rounds:
             return False
         while comparison.todo and comparison.running is None:
             first = comparison.todo[-1]
-            books_first = neighbour.books_come_first or neighbour.books_under_way
-            if (books_first and not first.is_book) or comparison.moving > MOVING_MAX:
+            books_first = neighbour.books_under_way and not first.is_book
+            if books_first or comparison.moving > MOVING_MAX:
                 return False
             comparison.todo.pop()
             if self._ground.both_may_read(neighbour.peer, first.zone):
@@ -78,10 +78,8 @@ class Rounds:
         comparison = neighbour.comparison
         if comparison is None or not comparison.working or neighbour.books_under_way:
             return False
-        running = comparison.running
-        left = [*comparison.todo, *comparison.sending, *comparison.missing]
-        left += [running.namespace] if running is not None else []
-        return not any(one.is_book for one in left)
+        running = [] if comparison.running is None else [comparison.running.namespace]
+        return not any(one.is_book for one in (*running, *comparison.todo))
 
     def heard_answer(self, neighbour: Neighbour, compared: Compared, now: float) -> bool:
         """Go on with the session that runs; tell whether it is over.

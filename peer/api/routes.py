@@ -209,8 +209,10 @@ async def _event_lines(
                 yield b": ping\n\n"
                 look = True
                 continue
+            if task is not None and seen.kind != "bye" and not _is_of(seen, task):
+                continue  # of others nothing is read
             event = service.event(seen)
-            if task is None or event.kind == "bye" or (event.task and event.task.id == task):
+            if task is None or event.kind == "bye" or event.task is not None:
                 yield b"id: %d\n%b" % (event.id, _line(event))
             if event.kind == "bye" or (task is not None and _ends(event, task)):
                 return
@@ -225,6 +227,10 @@ async def _next(channel: trio.MemoryReceiveChannel[Happening]) -> Happening | No
 
 def _is_empty(channel: trio.MemoryReceiveChannel[Happening]) -> bool:
     return channel.statistics().current_buffer_used == 0
+
+
+def _is_of(seen: Happening, task: str) -> bool:
+    return seen.task is not None and seen.task[0].hex() == task
 
 
 def _ends(event: Event, task: str) -> bool:

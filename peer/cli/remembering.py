@@ -23,7 +23,7 @@ BLOCK_BYTES = 1 << 20
 
 
 @command(example='covey remember plant/pumps "P-12: vibration precedes seal failure" --ttl 90d')
-@click.argument("namespace")
+@click.argument("namespace", required=False)
 @click.argument("text", required=False)
 @click.option(
     "--type",
@@ -61,14 +61,23 @@ BLOCK_BYTES = 1 << 20
 @click.option(
     "--keep", type=click.IntRange(1, 1000), help="Of a log: so many of this peer's lines."
 )
+@click.option(
+    "--renew",
+    "renews",
+    metavar="ID",
+    help="Let a note of this peer's last on; without NAMESPACE and TEXT as it is, where it is.",
+)
 def remember(
-    shell: Shell, namespace: str, text: str | None, sources: tuple[Path, ...], **asked: Any
+    shell: Shell, namespace: str | None, text: str | None, sources: tuple[Path, ...], **asked: Any
 ) -> None:
     """Remember TEXT in NAMESPACE, and share it within its zone.
 
-    Without TEXT: standard input; with --summarize, the file of --from; for a counter, 1. The value of
-    a register may be JSON. A negative number comes after --.
+    Without TEXT: standard input; with --summarize, the file of --from; for a counter, 1; with --renew,
+    what the note says. The value of a register may be JSON. A negative number comes after --.
     """
+    renews: str | None = asked["renews"]
+    if namespace is None and renews is None:
+        raise Exit(2, "name where to remember it, such as: covey remember plant/pumps TEXT")
     type_: WriteType = asked["type_"]
     read = [_read(path) for path in sources]
     raw, summarize = text, asked["summarize"]
@@ -76,31 +85,35 @@ def remember(
         if len(sources) > 1:
             raise Exit(2, "one file at a time is summarized; give one --from, or a text")
         raw = _text_of(*sources)
-    elif raw in (None, "-"):
+    elif raw == "-" or (raw is None and renews is None):
         raw = "1" if type_ == "counter" and raw is None else _standard_input()
     request = WriteRequest(
-        namespace=namespace,
+        namespace=namespace or "",
         zone=asked["zone"],
         type=type_,
         key=asked["key"],
-        value=_value(type_, raw or ""),
+        value=None if raw is None else _value(type_, raw),
         keep=asked["keep"],
         ttl_s=asked["ttl"],
         lifetime=asked["lifetime"],
         sources=tuple(read),
+        renews=renews,
         summarize=summarize,
     )
     _say_what_stays(shell, read, summarize=summarize)
     with shell.client() as client:
+        if namespace is None and renews is not None:
+            held = client.memory_entry(renews)
+            request = msgspec.structs.replace(request, namespace=held.namespace, zone=held.zone)
         (entry,) = client.remember_all([request])
-    shell.show("Entry", entry, _remembered(entry, summarized=summarize))
+    # A note's text was just typed; what became of a count, or of a raw text, is news.
+    is_news = summarize or raw is None or type_ != "note"
+    shell.show("Entry", entry, _remembered(entry, is_news=is_news))
 
 
-def _remembered(entry: EntryView, *, summarized: bool) -> str:
+def _remembered(entry: EntryView, *, is_news: bool) -> str:
     reach = "on this device only" if entry.zone == "device" else f"shared within {entry.zone}"
     line = f"{short(entry.id)}  in {entry.namespace}, {reach}, until {when(entry.expires_ms)}"
-    # A note's text was just typed; what became of a count, or of a raw text, is news.
-    is_news = summarized or entry.type != "note"
     return f"{what(entry)}\n{line}" if is_news else line
 
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from typing import TypeVar
-from urllib.parse import quote
 
 import msgspec
 
@@ -16,7 +15,7 @@ from covey.peer.member_views import (
     RevokeRequest,
 )
 
-from .memory import MemoryClient
+from .memory import MemoryClient, quoted
 
 T = TypeVar("T")
 # The root's key opens slowly on purpose; admins out of reach are dialled one after the other.
@@ -102,7 +101,7 @@ class MemberClient(MemoryClient):
         """
         request = ApproveRequest(zones=None if zones is None else tuple(zones))
         body = msgspec.json.encode(request)
-        return self._call("POST", f"/v1/pending/{_quoted(peer)}/approve", body, MemberView)
+        return self._call("POST", f"/v1/pending/{quoted(peer)}/approve", body, MemberView)
 
     def deny(self, peer: str) -> PendingView:
         """Tell a joiner no.
@@ -110,7 +109,7 @@ class MemberClient(MemoryClient):
         Raises:
             NotFoundHere: nobody of that name waits.
         """
-        return self._call("POST", f"/v1/pending/{_quoted(peer)}/deny", b"", PendingView)
+        return self._call("POST", f"/v1/pending/{quoted(peer)}/deny", b"", PendingView)
 
     def _act(self, peer: str, what: str, request: msgspec.Struct, kind: type[T]) -> T:
         path = f"{_path_of(peer)}/{what}"
@@ -118,8 +117,4 @@ class MemberClient(MemoryClient):
 
 
 def _path_of(peer: str) -> str:
-    return f"/v1/members/{_quoted(peer)}"
-
-
-def _quoted(name: str) -> str:
-    return quote(name, safe="", errors="replace")
+    return f"/v1/members/{quoted(peer)}"

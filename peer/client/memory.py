@@ -51,8 +51,11 @@ class MemoryClient(ABC):
         """Remember one thing and return it; it is durable when this returns.
 
         `options` are further fields of `WriteRequest`: type, key, zone, ttl_s, lifetime, keep,
-        sources, derived_from, model, method, summarize. Not sent again where the connection breaks:
-        a note would be there twice, and a counter would count twice.
+        sources, derived_from, renews, model, method, summarize. Not sent again where the connection
+        breaks: a note would be there twice, and a counter would count twice.
+
+        What is returned says as much: of a maximum that was not raised, the entry that stands. With
+        `renews` and the value None a note of this device's own is signed anew, so that it lasts on.
 
         Raises:
             ClientError: it was not taken.
@@ -60,7 +63,10 @@ class MemoryClient(ABC):
         return self.remember_all([WriteRequest(namespace=namespace, value=value, **options)])[0]
 
     def remember_all(self, requests: Sequence[WriteRequest]) -> list[EntryView]:
-        """Remember up to 100 things of one namespace, zone and lifetime: all of them, or none."""
+        """Remember up to 100 things of one namespace, zone and lifetime: all of them, or none.
+
+        Returns for each, in order, the entry that says it.
+        """
         wait_s = SUMMARIZE_S if any(one.summarize for one in requests) else 0.0
         body = msgspec.json.encode(requests)
         return self._items("/v1/memory", EntryView, method="POST", body=body, wait_s=wait_s)
@@ -102,7 +108,7 @@ class MemoryClient(ABC):
         Raises:
             NotFoundHere: this device does not hold it.
         """
-        return self._get(f"/v1/memory/entries/{_quoted(name)}", EntryView)
+        return self._get(f"/v1/memory/entries/{quoted(name)}", EntryView)
 
     def memory_value(
         self, key: str, *, namespace: str | None = None, zone: str | None = None
@@ -181,7 +187,10 @@ class MemoryClient(ABC):
         return ImportView(taken=taken, refused=tuple(refused))
 
     def memory_watch(self, *, timeout_s: float | None = None) -> Iterator[MemoryChange]:
-        """Give what is remembered, and what goes, as it happens here; see `events`."""
+        """Give what is remembered, and what goes, as it happens here; see `events`.
+
+        What has gone before it is told is named in `gone` alone.
+        """
         for event in self.events(timeout_s=timeout_s):
             if event.memory is not None:
                 yield event.memory
@@ -227,7 +236,8 @@ def _query(**asked: str | int | None) -> str:
     return f"?{urlencode(given, errors='replace')}" if given else ""
 
 
-def _quoted(name: str) -> str:
+def quoted(name: str) -> str:
+    """Return a name as a part of a path, whatever it holds."""
     return quote(name, safe="", errors="replace")
 
 

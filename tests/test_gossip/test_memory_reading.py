@@ -19,6 +19,19 @@ from test_gossip.memory_entries import (
 )
 from test_gossip.memory_tables import DictTables
 
+from covey.gossip.memory.commands import (
+    Command,
+    CounterAdd,
+    Forget,
+    LogAppend,
+    Maximum,
+    Minimum,
+    Note,
+    Register,
+    SetAdd,
+    SetRemove,
+    Shared,
+)
 from covey.gossip.memory.entry import Header, digest_of
 from covey.gossip.memory.hybrid_clock import HybridClock
 from covey.gossip.memory.kinds import DAY_MS, Lifetime, Type
@@ -37,25 +50,13 @@ from covey.gossip.memory.reading import (
     entries,
     entry,
     history,
+    is_json,
     line_path,
     path_of,
     value,
 )
 from covey.gossip.memory.replica import Arrival, Quotas, Replica
-from covey.gossip.memory.writing import (
-    Command,
-    CounterAdd,
-    Forget,
-    LogAppend,
-    Maximum,
-    Minimum,
-    Note,
-    Register,
-    SetAdd,
-    SetRemove,
-    Shared,
-    Writer,
-)
+from covey.gossip.memory.writing import Writer
 from covey.identity.errors import Misuse, NotFound
 from covey.identity.keys import Keypair
 from covey.identity.wire import encode, encode_plain
@@ -264,6 +265,8 @@ def test_what_is_over_its_lifetime_is_gone_though_nobody_has_dropped_it_yet() ->
         says(Type.REGISTER, path_of(PUMPS, "k"), text_payload("k", "not JSON")),
         says(Type.REGISTER, path_of(PUMPS, "k"), encode_plain([1, SALT, "k", b"1"])),
         says(Type.REGISTER, Path(path_of(PUMPS, "k").key, path_of(PUMPS, "k").key), text_payload("k", "1")),
+        says(Type.REGISTER, path_of(PUMPS, "k"), text_payload("k", "[" * 33 + "]" * 33)),
+        says(Type.SHARED, path_of(PUMPS, "k"), text_payload("k", '{"a":' * 965 + "1" + "}" * 965)),
         says(Type.SHARED, path_of(PUMPS, "k"), text_payload("k", "{")),
         says(Type.COUNTER, path_of(PUMPS, "k"), text_payload("k", "5")),
         says(Type.COUNTER, path_of(PUMPS, "k"), text_payload("k", "-5 0")),
@@ -304,6 +307,26 @@ def test_what_is_unknown_garbled_or_in_a_wrong_place_is_never_shown(arrival: Arr
                 assert (best, lapsed) == (None, (listed,))
             case _:
                 pytest.fail(f"{answer} is shown")
+
+
+@pytest.mark.parametrize(
+    ("text", "is_one"),
+    [
+        ("[" * 32 + "]" * 32, True),
+        ("[" * 33 + "]" * 33, False),
+        ('{"[":' * 32 + '"]"' + "}" * 32, True),
+        ('{"[":' * 33 + '"]"' + "}" * 33, False),
+        ("[" + "[]," * 2000 + "[]]", True),
+        ('["' + "[" * 2000 + '\\"' + "{" * 2000 + '"]', True),
+        ('["\\\\"' + "[" * 40, False),
+        ("]" * 40 + "[" * 40, False),
+        ('"' + '\\"' * 4000, False),
+    ],
+)
+def test_json_is_taken_by_how_deep_it_is_and_not_by_what_its_texts_hold(
+    text: str, is_one: bool
+) -> None:
+    assert is_json(text) is is_one
 
 
 @given(

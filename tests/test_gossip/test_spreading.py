@@ -994,6 +994,23 @@ def test_whose_books_are_the_same_waits_for_nothing() -> None:
     assert told(desk.wait(SETTINGS.gather_s)) == [PUMPS.name]
 
 
+def test_whose_digest_of_all_is_the_same_has_the_same_books_whatever_it_showed() -> None:
+    desk = Desk()
+    desk.link(LESS, same_books=False)
+    desk.hear(LESS, Digest(UNTIL_MS, OF_NOTHING, answer=False))
+    desk.write(PUMPS, *notes(1))
+    assert told(desk.wait(SETTINGS.gather_s)) == [PUMPS.name]
+
+
+def test_books_are_not_left_to_who_holds_more_of_them() -> None:
+    desk = Desk()
+    desk.link(LESS, same_books=False)
+    rows = tuple(Row("mesh", one.name, 10**9, OF_SOMETHING) for one in (MEMBERS, PUMPS))
+    said = desk.hear(LESS, Contents(UNTIL_MS, rows, whole=True))
+    assert [type(one) for _, one in said] == [Compare]
+    assert told(said) == ["_mesh/members"]
+
+
 def test_what_waits_goes_out_once_the_books_have_moved_both_ways() -> None:
     desk = Desk()
     ours, theirs = notes(2, namespace=MEMBERS)
@@ -1002,6 +1019,7 @@ def test_what_waits_goes_out_once_the_books_have_moved_both_ways() -> None:
     desk.write(PUMPS, *notes(1))
     row = Row("mesh", MEMBERS.name, 1, OF_SOMETHING)
     ((_, step),) = of_kind(desk.hear(LESS, Contents(UNTIL_MS, (row,), whole=False)), Compare)
+    assert told(desk.wait(SETTINGS.gather_s)) == []
     said = desk.hear(LESS, Compared(step.session, answer(Summary([theirs.entry.key]), step.ranges)))
     assert told(said + desk.wait(SETTINGS.gather_s)) == [MEMBERS.name]
     desk.hear(LESS, entries(1, theirs, namespace=MEMBERS))

@@ -12,11 +12,12 @@ import trio
 from test_peer.daemons import Wire, echo_task, request, running_peer, short_folder
 from trio.testing import MockClock
 
+from covey.gossip.memory.entry import NamespaceId
 from covey.gossip.task import TaskId
 from covey.gossip.task_state import TaskState as Kept
 from covey.peer.api.routes import PING_S
 from covey.peer.api.server import GRACE_S, KEEP_ALIVE_S, serve_api
-from covey.peer.events import Events, Happening
+from covey.peer.events import Changed, Events, Happening
 from covey.peer.local_mesh import LocalPeer
 from covey.peer.service import Service
 from covey.peer.views import Event, TaskState, TaskView
@@ -145,6 +146,7 @@ class Watched(Service):
     def __init__(self) -> None:
         self.told = Events(lambda: 0)
         self.state: TaskState = "running"
+        self.viewed: list[str] = []
 
     def events(
         self, after_id: int | None
@@ -152,6 +154,7 @@ class Watched(Service):
         return self.told.listen(after_id)
 
     def event(self, seen: Happening) -> Event:
+        self.viewed.append(seen.kind)
         task = None if seen.task is None else view(seen.task[0].hex(), seen.task[1].state)
         return Event(id=seen.id, kind=seen.kind, at_ms=seen.at_ms, task=task, text=seen.text)
 
@@ -265,6 +268,24 @@ async def test_a_task_that_ended_before_the_daemons_last_start_ends_its_stream_a
                 said += await stream.receive_some()
     assert said.count(b"event: task\n") == 1
     assert b"id: " not in said, "it has no place among the events"
+
+
+async def test_who_follows_one_task_costs_nothing_for_what_happens_besides(
+    autojump_clock: MockClock,
+) -> None:
+    service = Watched()
+    name = bytes(16)
+    for _ in range(3):
+        service.told.tell("memory", memory=Changed(NamespaceId(bytes(16))))
+        service.told.tell("task", task=(TaskId(b"another task...."), Kept("running", "")))
+    service.told.tell("task", task=(TaskId(name), Kept("done", "")))
+    async with listening(service, f"/v1/events?after=0&task={name.hex()}") as stream:
+        said = b""
+        with trio.fail_after(1):
+            while not said.endswith(b"0\r\n\r\n"):
+                said += await stream.receive_some()
+    assert said.count(b"event: task\n") == 1
+    assert service.viewed == ["task"]
 
 
 async def test_the_stream_of_a_task_whose_end_is_not_kept_ends_at_the_next_look(

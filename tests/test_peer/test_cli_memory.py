@@ -380,6 +380,33 @@ def test_each_type_is_remembered_under_its_key_and_shown(
 
 
 @pytest.mark.end_to_end
+def test_a_maximum_that_is_not_raised_shows_what_stands(peer: LocalPeer, run: Run) -> None:
+    said = [
+        run(peer.home, "remember", "kinds", "--key", "peak", "--type", "maximum", text)
+        for text in ("9.8", "9.8", "7")
+    ]
+    assert {one.code for one in said} == {0}
+    assert len({one.out for one in said}) == 1
+    assert said[0].out.startswith("peak: at least 9.8\n")
+
+
+@pytest.mark.end_to_end
+def test_a_note_is_renewed_where_it_is_and_as_it_is(peer: LocalPeer, run: Run) -> None:
+    old = peer.client.remember("renew/a", "it leaks", zone="device", ttl_s=60)
+    told = run(peer.home, "remember", "--renew", old.id[:12], stdin="not read")
+    assert (told.code, told.err) == (0, "")
+    first, second = told.out.splitlines()
+    assert first == "it leaks"
+    assert "  in renew/a, on this device only, until " in second
+    (new,) = peer.client.memory_entries("renew/a")
+    assert (new.id[:12], new.value) == (second[:12], "it leaks")
+    assert new.expires_ms > old.expires_ms
+    told = run(peer.home, "remember", "renew/a", "it drips", "--renew", new.id, "--zone", "device")
+    assert told.code == 0
+    assert [one.value for one in peer.client.memory_entries("renew/a")] == ["it drips"]
+
+
+@pytest.mark.end_to_end
 def test_without_a_text_standard_input_is_remembered(peer: LocalPeer, run: Run) -> None:
     for words in ([], ["-"]):
         told = run(peer.home, "remember", "stdin/a", *words, "--json", stdin=" from a pipe\n")
@@ -508,6 +535,8 @@ def test_json_is_one_object_with_its_version_and_kind(
 # Arguments, exit code, and what the message must say.
 BAD: dict[str, tuple[list[str], int, str]] = {
     "nothing to remember": (["remember", "a/b"], 2, "standard input was empty"),
+    "nowhere to remember it": (["remember"], 2, "name where"),
+    "a renewal of nothing": (["remember", "--renew", "00000000"], 4, "covey memory ls"),
     "a file that is not there": (["remember", "a", "x", "--from", "/nope"], 2, "/nope cannot be read"),
     "a file that is a folder": (["remember", "a", "x", "--from", "/tmp"], 2, "Is a directory"),
     "two files to summarize": (

@@ -133,6 +133,26 @@ def test_a_key_has_the_value_that_its_type_makes_of_what_was_written(
 
 
 @pytest.mark.end_to_end
+@pytest.mark.parametrize(("type_", "number"), [("maximum", 9), ("minimum", -9)])
+def test_what_was_said_before_is_answered_with_the_entry_that_says_it(
+    wire: Wire, type_: str, number: int
+) -> None:
+    asked = {"namespace": "said", "key": type_, "type": type_}
+    (first,) = written(wire, {**asked, "value": number})
+    assert written(wire, {**asked, "value": number}, {**asked, "value": 0}) == [first, first]
+
+
+@pytest.mark.end_to_end
+def test_a_note_is_renewed_without_its_text_and_stands_once(wire: Wire) -> None:
+    source = {"name": "observations.csv", "sha256": "ab" * 32, "size_bytes": 9, "observations": 14}
+    (old,) = written(wire, note("renew/a", "it leaks", sources=[source], ttl_s=60))
+    (new,) = written(wire, {"namespace": "renew/a", "renews": old["id"][:16]})
+    assert (new["value"], new["sources"]) == ("it leaks", [source])
+    assert new["expires_ms"] > old["expires_ms"]
+    assert wire.ask("GET", "/v1/memory?namespace=renew/a").json["items"] == [new]
+
+
+@pytest.mark.end_to_end
 def test_recall_answers_with_the_text_and_where_it_is_from(wire: Wire) -> None:
     source = {"name": "observations.csv", "sha256": "ab" * 32, "size_bytes": 9, "observations": 14}
     (one,) = written(wire, note("recall/a", "seals fail after vibration", sources=[source]))
@@ -162,6 +182,11 @@ def test_what_is_forgotten_is_told_by_events_and_found_nowhere(wire: Wire, peer:
         done = wire.ask("POST", "/v1/memory/forget", asked).json
         assert (done["forgotten"], len(done["records"])) == (1, 1)
         assert next(one for change in heard for one in change["gone"]) == one["id"]
+    with Wire.to(peer) as resumed:
+        for _, event in resumed.events("?after=0"):
+            assert "gone tomorrow" not in json.dumps(event)
+            if event["memory"] and one["id"] in event["memory"]["gone"]:
+                break
 
     assert wire.ask("GET", "/v1/memory?namespace=forget/a").json["items"] == []
     states = {
@@ -227,6 +252,7 @@ def test_the_memory_is_checked_counted_and_compared(wire: Wire) -> None:
 
 A = {"namespace": "bad/a", "value": "x"}
 LINE = {"zone": "mesh", "namespace": "bad/a", "header": "!", "payload": None}
+DEEP = json.loads("[" * 33 + "]" * 33)
 LINES = b"\n".join([json.dumps(LINE).encode()] * 1001)
 # Method and path; the body; the status; what the problem must say.
 BAD: dict[str, tuple[str, Any, int, str]] = {
@@ -235,6 +261,12 @@ BAD: dict[str, tuple[str, Any, int, str]] = {
     "no list": ("POST /v1/memory", A, 400, "Expected `array`"),
     "an unknown field": ("POST /v1/memory", [A | {"tpye": "note"}], 400, "tpye"),
     "an unknown type": ("POST /v1/memory", [A | {"type": "graph"}], 400, "graph"),
+    "a renewal of nothing": ("POST /v1/memory", [A | {"renews": "00000000"}], 404, "covey memory ls"),
+    "a renewal of no id": ("POST /v1/memory", [A | {"renews": "x"}], 400, "hexadecimal"),
+    "a register nested too deeply": (
+        "POST /v1/memory", [A | {"type": "register", "key": "k", "value": DEEP}],
+        400, "at most 32 levels",
+    ),
     "no namespace": ("POST /v1/memory", [{"value": "x"}], 400, "namespace"),
     "a namespace of covey's own": ("POST /v1/memory", [A | {"namespace": "_mesh/x"}], 400, "own"),
     "a namespace with a wildcard": ("POST /v1/memory", [A | {"namespace": "a/*"}], 400, "wildcard"),

@@ -1,0 +1,63 @@
+"""Is each peer audited in turn, once a day, and not by all peers at one time?"""
+
+from collections import Counter
+
+from test_gossip.members import NOW_MS, key
+
+from covey.gossip.memory.kinds import DAY_MS
+from covey.peer.auditing import LOOK_S, Audits
+
+ME, *OTHERS = [key(number).peer_id for number in range(1, 6)]
+HOUR_MS = DAY_MS // 24
+
+
+def test_one_peer_a_day_is_audited_and_all_of_them_in_as_many_days() -> None:
+    audits = Audits(ME)
+    taken = [
+        peer
+        for hour in range(24 * len(OTHERS) * 3)
+        if (peer := audits.take_next(OTHERS, NOW_MS + hour * HOUR_MS)) is not None
+    ]
+    # Asked at a start, within a day of its own; so the last of these days is one more.
+    assert len(OTHERS) * 3 <= len(taken) <= len(OTHERS) * 3 + 1
+    for start in (0, 4, 8):
+        assert set(taken[start : start + 4]) == set(OTHERS)
+
+
+def test_a_day_on_which_nobody_was_in_step_is_made_up_for_as_soon_as_somebody_is() -> None:
+    audits = Audits(ME)
+    assert audits.take_next([], NOW_MS) is None
+    assert audits.take_next(OTHERS[:1], NOW_MS + 1) == OTHERS[0]
+    assert audits.take_next(OTHERS, NOW_MS + 2) is None
+
+
+def test_a_clock_that_was_set_back_does_not_end_the_audits() -> None:
+    audits = Audits(ME)
+    assert audits.take_next(OTHERS, NOW_MS + 400 * DAY_MS) is not None
+    assert audits.take_next(OTHERS, NOW_MS) is not None
+
+
+def test_peers_begin_their_day_at_other_times_and_look_at_other_intervals() -> None:
+    hours: Counter[int] = Counter()
+    looks: set[float] = set()
+    for number in range(1, 101):
+        audits = Audits(key(number).peer_id)
+        looks.add(audits.look_s)
+        audits.take_next(OTHERS, NOW_MS)
+        hours[
+            next(
+                hour
+                for hour in range(1, 25)
+                if audits.take_next(OTHERS, NOW_MS + hour * HOUR_MS) is not None
+            )
+        ] += 1
+    assert len(hours) >= 20
+    assert max(hours.values()) <= 15
+    assert len(looks) == 100
+    assert min(looks) >= LOOK_S
+    assert max(looks) < 2 * LOOK_S
+
+
+def test_a_peer_that_is_started_anew_each_day_does_not_always_audit_the_same_one() -> None:
+    firsts = {Audits(ME).take_next(OTHERS, NOW_MS + day * DAY_MS) for day in range(30)}
+    assert firsts == set(OTHERS)
