@@ -39,7 +39,7 @@ from covey.gossip.memory.spreading import Spreading
 from covey.gossip.memory.summary import END, Summary
 from covey.identity.keys import PeerId
 from covey.peer.local_mesh import LocalMesh, LocalPeer, wait_until
-from covey.peer.memory_views import ExchangeView, WriteRequest
+from covey.peer.memory_views import ExchangeView, ExportedEntry, WriteRequest
 
 SHORT_ID_BYTES = 16
 ATTEMPTS = 5
@@ -453,12 +453,17 @@ def _later(reader: LocalPeer, author: LocalPeer, more: int) -> tuple[ExchangeVie
         # It may be over before it is asked for; then what is told is the next one, of nothing.
         if _moved(found) >= more:
             lines = author.client.memory_export("plant/pumps")
-            mine = [one for one in lines if f"later {attempt} " in str(one.shows)]
-            sizes = [_decoded(one.header) + _decoded(one.payload or "") for one in mine]
+            sizes = [_size(one) for one in lines if f"later {attempt} " in str(one.shows)]
             assert len(sizes) == more
-            return found, sum(sizes)
+            # Both sides' new adverts, and who has joined meanwhile.
+            others = [_size(one) for one in author.client.memory_export("_mesh/*")]
+            return found, sum(sizes) + (_moved(found) - more) * sum(others) // len(others)
         reader.stop()
     raise AssertionError(f"the exchange was over {ATTEMPTS} times before it was asked for")
+
+
+def _size(one: ExportedEntry) -> int:
+    return _decoded(one.header) + _decoded(one.payload or "")
 
 
 def _decoded(base64: str) -> int:
