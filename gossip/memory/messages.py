@@ -64,7 +64,7 @@ class Contents(msgspec.Struct, frozen=True, array_like=True, tag="contents"):
     until_ms: _Time
     rows: Annotated[tuple[Row, ...], msgspec.Meta(max_length=ROWS_MAX)]
     whole: bool
-    """No: I hold more namespaces than fit, and these are the books and some of the others."""
+    """No: these are the books and some of the others, which do not all fit, or the books alone, which go first."""
 
 
 class Run(msgspec.Struct, frozen=True, array_like=True, tag="run"):

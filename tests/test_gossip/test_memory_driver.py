@@ -7,8 +7,10 @@ from random import Random
 from types import SimpleNamespace
 from typing import Any
 
+import trio
 from test_gossip.members import ADMIN, ADMIN_CHAIN, chain_of, key
 from test_gossip.memory_entries import ALICE, MESH, NOW_MS, note
+from test_peer.near_daemons import devices, linked, until
 
 from covey.gossip.memory.books import Record, member_record
 from covey.gossip.memory.driver import HeldRows, Memory
@@ -105,3 +107,26 @@ async def test_the_books_go_first_to_whom_showed_others_than_are_held_when_its_l
     assert before != after
     async with admins_memory(tmp_path) as (memory, _):
         assert memory.books_digest() == after, "it is the same after a restart"
+
+
+async def test_two_daemons_that_meet_again_have_shown_each_other_the_same_books() -> None:
+    async with devices("plant-7", "plant-3") as (founder, member), trio.open_nursery() as nursery:
+        alice = await founder.start(nursery)
+        await member.join(alice)
+        bob = await member.start(nursery)
+        await until(
+            lambda: alice.memory.books_digest() == bob.memory.books_digest() and linked(bob)
+        )
+        await member.stop()
+        await until(lambda: not linked(alice))
+
+        bob = await member.start(nursery)
+        await until(lambda: linked(alice) and linked(bob))
+
+        for daemon, other in ((alice, member), (bob, founder)):
+            assert daemon.memory.books_shown(PeerId(other.id)) == daemon.memory.books_digest()
+            neighbour = daemon.memory.spreading.neighbour(PeerId(other.id))
+            assert neighbour is not None
+            assert not neighbour.books_come_first
+        await founder.stop()
+        await member.stop()
