@@ -3,8 +3,8 @@
 A write is a command to the memory: read what it replaces, sign, apply the rules, commit, and tell those
 who follow; without links and index. Over the local API a client's JSON and a daemon with all of it come
 on top, without an embedding model. The floor of a write is its signature and its rows put into LMDB
-alone: nothing composed, looked up, judged or told. What is taken in has its form, signature, payload and standing
-checked. Bare LMDB writes as many bytes for each entry under one key, and does nothing else.
+alone: nothing composed, looked up, judged or told. What is taken in has its form, signature, payload and
+standing checked. Bare LMDB writes as many bytes for each entry under one key, and does nothing else.
 """
 
 import hashlib

@@ -64,7 +64,7 @@ class Contents(msgspec.Struct, frozen=True, array_like=True, tag="contents"):
     until_ms: _Time
     rows: Annotated[tuple[Row, ...], msgspec.Meta(max_length=ROWS_MAX)]
     whole: bool
-    """No: these are the books and some of the others, which do not all fit, or the books alone, which go first."""
+    """No: the books alone, which go first; or I hold more than fit, and these are some of it."""
 
 
 class Run(msgspec.Struct, frozen=True, array_like=True, tag="run"):

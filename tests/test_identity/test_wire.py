@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from covey.identity.errors import Malformed
-from covey.identity.wire import decode, encode, encode_plain, read_back, strict_cbor
+from covey.identity.wire import bytes_item, decode, encode, encode_plain, read_back, strict_cbor
 
 
 class Point(msgspec.Struct, frozen=True, array_like=True):
@@ -30,6 +30,11 @@ VALUES: st.SearchStrategy[Any] = st.recursive(
     ),
     max_leaves=12,
 )
+
+
+@pytest.mark.parametrize("size", [0, 1, 23, 24, 255, 256, 65_535, 65_536])
+def test_a_byte_string_by_hand_is_as_any_other(size: int) -> None:
+    assert bytes_item(bytes(size)) == encode_plain(bytes(size))
 
 
 @given(VALUES)

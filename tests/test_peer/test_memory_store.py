@@ -7,12 +7,14 @@ import os
 import random
 import subprocess
 import sys
+import threading
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 import trio
+import trio.testing
 from test_gossip.memory_entries import ALICE, NOW_MS, PUMPS, forgetting, note, register
 
 from covey.gossip.memory.entry import (
@@ -124,6 +126,49 @@ async def test_each_change_is_told_once_in_order_and_only_when_it_is_durable(
 
                 nursery.start_soon(write, notes(8, first=writer * 8))
         assert sorted(told) == sorted(written) == sorted(one.entry.key for one in notes(128))
+
+
+async def test_what_was_committed_together_is_told_once_before_any_who_wrote_it_goes_on(
+    tmp_path: Path,
+) -> None:
+    told: list[Applied] = []
+    held_at_return: list[bool] = []
+
+    def fails(replica: Replica, _tables: Tables) -> None:
+        raise Misuse("not this one")
+
+    async with open_memory_store(tmp_path, now_ms) as store:
+        store.on_applied(told.append)
+        begun, go_on = threading.Event(), threading.Event()
+
+        def wait(_replica: Replica, _tables: Tables) -> None:
+            begun.set()
+            assert go_on.wait(20)
+
+        async def write(arrival: Arrival) -> None:
+            await store.apply([arrival])
+            held_at_return.append(
+                (PUMPS, arrival.entry.key) in told[-1].added
+                and arrival.entry.key in store.summaries[PUMPS]
+            )
+
+        async def write_in_vain() -> None:
+            with pytest.raises(Misuse, match="not this one"):
+                await store.run(fails)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(store.run, wait)
+            await trio.to_thread.run_sync(begun.wait, 20)
+            for arrival in notes(8):
+                nursery.start_soon(write, arrival)
+            nursery.start_soon(write_in_vain)
+            await trio.testing.wait_all_tasks_blocked()
+            go_on.set()
+    assert held_at_return == [True] * 8
+    assert [sorted(key for _, key in one.added) for one in told] == [
+        [],
+        [arrival.entry.key for arrival in notes(8)],
+    ]
 
 
 async def test_a_job_that_raises_changes_no_summary_and_is_told_to_nobody(tmp_path: Path) -> None:
@@ -409,6 +454,7 @@ WRITE_UNTIL_KILLED = """
 import os, signal, sys, threading
 from pathlib import Path
 import trio
+import trio.testing
 from test_gossip.members import NOW_MS, key
 from test_gossip.memory_entries import note, register
 from covey.peer import environment, lmdb_file
