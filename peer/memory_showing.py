@@ -67,7 +67,8 @@ def entry_view(
         state=str(entry.state),
         # A note's key is drawn at random, and means nothing to anybody.
         key="" if entry.type is Type.NOTE else entry.key,
-        value=_value(entry),
+        # A record of the mesh's own is for other parts to read.
+        value=None if namespace.is_own else _value(entry),
         sources=tuple(map(source_view, provenance.sources)) if provenance else (),
         model=provenance.model if provenance else "",
         method=provenance.method if provenance else "",

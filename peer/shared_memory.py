@@ -418,6 +418,11 @@ class SharedMemory:
         by_namespace: dict[Namespace, list[EntryId]] = {}
         for name in request.ids:
             found, namespace = self._find(name)
+            if namespace.is_own:
+                raise Misuse(
+                    f"{namespace.name} is the mesh's own, and nothing in it is forgotten; "
+                    "to put a member out: covey revoke"
+                )
             self._check_may_forget(found.author)
             by_namespace.setdefault(namespace, []).append(found.id)
         return [(one, Forget(tuple(ids))) for one, ids in by_namespace.items()]

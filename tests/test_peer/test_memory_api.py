@@ -153,6 +153,21 @@ def test_a_note_is_renewed_without_its_text_and_stands_once(wire: Wire) -> None:
 
 
 @pytest.mark.end_to_end
+def test_the_meshs_own_records_are_listed_without_what_they_say_and_not_forgotten(
+    wire: Wire,
+) -> None:
+    answer = wire.ask("GET", f"/v1/memory?namespace={quote('_mesh/members')}")
+    (member,) = items(answer, "EntryList")
+    assert (member["key"], member["value"]) == (member["author"], None)
+
+    body = json.dumps({"ids": [member["id"]]}).encode()
+    refused = wire.ask("POST", "/v1/memory/forget", body)
+
+    assert refused.status == 400
+    assert "covey revoke" in refused.body.decode()
+
+
+@pytest.mark.end_to_end
 def test_recall_answers_with_the_text_and_where_it_is_from(wire: Wire) -> None:
     source = {"name": "observations.csv", "sha256": "ab" * 32, "size_bytes": 9, "observations": 14}
     (one,) = written(wire, note("recall/a", "seals fail after vibration", sources=[source]))
