@@ -53,8 +53,8 @@ from covey.identity.errors import Unavailable
 from covey.identity.keys import Keypair, PeerId
 from covey.identity.wire import encode, read_back
 from covey.peer.local_mesh import LocalMesh, LocalPeer
-from covey.peer.memory_store import MemoryStore, open_memory_store
-from covey.peer.memory_views import WriteRequest
+from covey.peer.memory.store import MemoryStore, open_memory_store
+from covey.peer.memory.views import WriteRequest
 
 TEXT = "P-12: rising vibration precedes seal failure by two days. " * 6
 TEXT_BYTES = 300

@@ -39,7 +39,7 @@ from covey.gossip.memory.spreading import Spreading
 from covey.gossip.memory.summary import END, Summary
 from covey.identity.keys import PeerId
 from covey.peer.local_mesh import LocalMesh, LocalPeer, wait_until
-from covey.peer.memory_views import ExchangeView, ExportedEntry, WriteRequest
+from covey.peer.memory.views import ExchangeView, ExportedEntry, WriteRequest
 
 SHORT_ID_BYTES = 16
 ATTEMPTS = 5

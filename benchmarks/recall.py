@@ -25,7 +25,7 @@ from covey.inference.model_files import SUFFIX, add_model, list_models
 from covey.inference.pool import open_pool
 from covey.inference.worker_process import PoolSettings
 from covey.peer.home import model_cache
-from covey.peer.recall import Hit, Passage, Recall
+from covey.peer.memory.recall import Hit, Passage, Recall
 
 DIMENSIONS = 384
 WORDS = 48

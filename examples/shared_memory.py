@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 
 from covey.peer.local_mesh import LocalMesh, LocalPeer, wait_until
-from covey.peer.memory_views import SourceView, WriteRequest
+from covey.peer.memory.views import SourceView, WriteRequest
 
 PLACE = "plant/pumps"
 SEALS = "P-12: rising vibration precedes seal failure by two days"

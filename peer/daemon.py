@@ -61,19 +61,19 @@ from .doctor import Checked, check_up
 from .executor import Executor, able
 from .first_books import FirstBooks
 from .home import Home, MeshFile
-from .indexing import Indexer
 from .invites import Invites
 from .logs import set_up_logs
 from .members import Members
 from .members import Surroundings as MemberSurroundings
-from .memory_store import MemoryStore, open_memory_store
+from .memory.indexing import Indexer
+from .memory.shared import SharedMemory
+from .memory.store import MemoryStore, open_memory_store
+from .memory.surroundings import Surroundings as MemorySurroundings
 from .neighbours import Neighbours, Surroundings
 from .records import TaskRecords
 from .renewing import Renewing, finding
 from .renewing import Surroundings as RenewalSurroundings
 from .service import Commands, Facts, Service
-from .shared_memory import SharedMemory
-from .shared_memory import Surroundings as MemorySurroundings
 from .store import Store, next_incarnation, open_store
 from .views import Finding, InviteRequest, InviteView, StatusView
 

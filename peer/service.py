@@ -23,8 +23,8 @@ from .data_sources import DataSources
 from .events import Changed, Events, Happening
 from .intake import task_of
 from .members import Members
+from .memory.shared import SharedMemory
 from .records import TaskRecords
-from .shared_memory import SharedMemory
 from .showing import peer_view, task_view, traffic_view
 from .views import (
     DiscoveryView,

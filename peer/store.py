@@ -1,6 +1,6 @@
 """What do the tasks and the mesh's neighbourhood leave behind across a crash? The device's own rows.
 
-An `Environment`, as the memory has another in `memory_store.py`, so that neither waits for the
+An `Environment`, as the memory has another in `memory/store.py`, so that neither waits for the
 other's disk.
 """
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from .memory_views import MemoryChange, StepView
+from .memory.views import MemoryChange, StepView
 
 TaskState = Literal["queued", "offered", "running", "done", "failed", "expired", "cancelled"]
 TERMINAL_STATES: frozenset[TaskState] = frozenset({"done", "failed", "expired", "cancelled"})

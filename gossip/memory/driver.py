@@ -66,7 +66,7 @@ APPLY_MAX = 256
 
 
 class Rows(Protocol):
-    """The store of the memory; `peer/memory_store.py` has the real one."""
+    """The store of the memory; `peer/memory/store.py` has the real one."""
 
     @property
     def summaries(self) -> Mapping[NamespaceId, Summary]:

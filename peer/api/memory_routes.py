@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from covey.identity.errors import Malformed
-from covey.peer.memory_views import (
+from covey.peer.memory.views import (
     WRITES_MAX,
     EntryView,
     ExchangeView,
@@ -40,7 +40,7 @@ _exported = msgspec.json.Decoder(ExportedEntry).decode_lines
 
 
 class Memory(Protocol):
-    """What the routes ask; `peer/shared_memory.py` answers."""
+    """What the routes ask; `peer/memory/shared.py` answers."""
 
     async def write(self, requests: Sequence[WriteRequest]) -> list[EntryView]:
         """Remember all of them or none; durable when this returns."""

@@ -12,7 +12,7 @@ import click
 import msgspec
 
 from covey.peer.client.client import Client
-from covey.peer.memory_views import ExportedEntry, MemoryChange
+from covey.peer.memory.views import ExportedEntry, MemoryChange
 
 from .group import command, shared_options, shell_of
 from .memory_text import (

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from covey.peer.memory_views import (
+from covey.peer.memory.views import (
     EntryView,
     ExchangeView,
     ForgetView,

@@ -11,7 +11,7 @@ from typing import Any, get_args
 import click
 import msgspec
 
-from covey.peer.memory_views import EntryView, LifetimeName, SourceView, WriteRequest, WriteType
+from covey.peer.memory.views import EntryView, LifetimeName, SourceView, WriteRequest, WriteType
 
 from .group import command
 from .memory_text import hit_text, many, short, what, when

@@ -7,7 +7,7 @@ from urllib.parse import quote, urlencode
 
 import msgspec
 
-from covey.peer.memory_views import (
+from covey.peer.memory.views import (
     IMPORT_LINES_MAX,
     EntryView,
     ExchangeView,

@@ -18,7 +18,7 @@ from end_to_end.conftest import wait_for_peers
 from end_to_end.test_lan import ip, namespace_of, on_host
 
 from covey.peer.local_mesh import LocalMesh, LocalPeer, wait_until
-from covey.peer.memory_views import WRITES_MAX, WriteRequest
+from covey.peer.memory.views import WRITES_MAX, WriteRequest
 
 pytestmark = [pytest.mark.end_to_end, pytest.mark.netns]
 

@@ -21,7 +21,7 @@ from covey.gossip.memory.summary import END, Summary
 from covey.gossip.network import LinkDown, LinkUp
 from covey.identity.certificate import member_of
 from covey.identity.keys import Keypair, PeerId
-from covey.peer.memory_store import open_memory_store
+from covey.peer.memory.store import open_memory_store
 
 PUMPS = namespace_of(MESH, "mesh", "plant/pumps")
 SALT = b"\x07" * 32

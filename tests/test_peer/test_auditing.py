@@ -5,7 +5,7 @@ from collections import Counter
 from test_gossip.members import NOW_MS, key
 
 from covey.gossip.memory.kinds import DAY_MS
-from covey.peer.auditing import LOOK_S, Audits
+from covey.peer.memory.auditing import LOOK_S, Audits
 
 ME, *OTHERS = [key(number).peer_id for number in range(1, 6)]
 HOUR_MS = DAY_MS // 24

@@ -31,7 +31,8 @@ from covey.peer.cli import memory_text
 from covey.peer.cli.group import main
 from covey.peer.cli.shell import EXIT_CODES
 from covey.peer.local_mesh import LocalPeer, wait_until
-from covey.peer.memory_views import (
+from covey.peer.memory.shared import SharedMemory
+from covey.peer.memory.views import (
     CountView,
     ElementView,
     EntryView,
@@ -50,7 +51,6 @@ from covey.peer.memory_views import (
     WriteRequest,
 )
 from covey.peer.service import Service
-from covey.peer.shared_memory import SharedMemory
 from covey.peer.views import StatusView, TrafficView
 
 DAY_MS = 86_400_000

@@ -31,7 +31,7 @@ from covey.peer.client import (
 )
 from covey.peer.client.client import PAUSE_S, default_home
 from covey.peer.local_mesh import LocalPeer, wait_until
-from covey.peer.memory_views import ExportedEntry, WriteRequest
+from covey.peer.memory.views import ExportedEntry, WriteRequest
 
 TASK = {
     "id": "00" * 16,

@@ -6,7 +6,7 @@ from trio.testing import MockClock
 
 from covey.gossip.memory.replica import Applied
 from covey.identity.errors import Unavailable
-from covey.peer.erasing import AGAIN_S, EVERY_S, Erasing
+from covey.peer.memory.erasing import AGAIN_S, EVERY_S, Erasing
 
 DAY_S = 86_400.0
 PLACE = bytes(56)

@@ -19,8 +19,8 @@ from covey.identity.errors import Unavailable
 from covey.peer.api.routes import make_app
 from covey.peer.api.server import KEEP_ALIVE_S, serve_app
 from covey.peer.local_mesh import LocalPeer, wait_until
+from covey.peer.memory.shared import SharedMemory
 from covey.peer.service import Service
-from covey.peer.shared_memory import SharedMemory
 
 
 @pytest.fixture(scope="module")

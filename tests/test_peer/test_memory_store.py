@@ -38,7 +38,7 @@ from covey.gossip.memory.summary import END, Summary
 from covey.gossip.memory.tables import Table, Tables
 from covey.identity.errors import Misuse
 from covey.peer.lmdb_file import StoreTooNew
-from covey.peer.memory_store import ARRIVALS_MAX, Damaged, MemoryStore, open_memory_store
+from covey.peer.memory.store import ARRIVALS_MAX, Damaged, MemoryStore, open_memory_store
 
 ROUNDS = int(os.environ.get("COVEY_KILL_ROUNDS", "20"))
 SEED = int(os.environ.get("COVEY_CHAOS_SEED", "1"))
@@ -458,7 +458,7 @@ import trio.testing
 from test_gossip.members import NOW_MS, key
 from test_gossip.memory_entries import note, register
 from covey.peer import environment, lmdb_file
-from covey.peer.memory_store import open_memory_store
+from covey.peer.memory.store import open_memory_store
 
 folder, round_ = Path(sys.argv[1]), int(sys.argv[2])
 function, fatal_line = sys.argv[3], int(sys.argv[4])

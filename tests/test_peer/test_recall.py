@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from covey.identity.errors import Misuse, Unavailable
 from covey.identity.keys import PeerId
-from covey.peer.recall import Hit, Passage, Recall
-from covey.peer.recall_terms import STOP_WORDS, Tokenizer
+from covey.peer.memory.recall import Hit, Passage, Recall
+from covey.peer.memory.recall_terms import STOP_WORDS, Tokenizer
 
 PUMPS, OVENS = b"\x01" * 16, b"\x02" * 16
 ALICE, BOB = PeerId("alice"), PeerId("bob")

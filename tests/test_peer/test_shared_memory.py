@@ -40,13 +40,15 @@ from covey.identity.errors import Misuse
 from covey.identity.keys import Keypair, PeerId
 from covey.inference.pool import Pool, open_pool
 from covey.inference.worker_process import PoolSettings
-from covey.peer import erasing
-from covey.peer.auditing import LOOK_S
 from covey.peer.environment import open_environment
 from covey.peer.events import Changed
-from covey.peer.indexing import Indexer
-from covey.peer.memory_store import MemoryStore
-from covey.peer.memory_views import (
+from covey.peer.memory import erasing
+from covey.peer.memory.auditing import LOOK_S
+from covey.peer.memory.indexing import Indexer
+from covey.peer.memory.shared import SharedMemory
+from covey.peer.memory.store import MemoryStore
+from covey.peer.memory.surroundings import Surroundings
+from covey.peer.memory.views import (
     EntryView,
     ForgetRequest,
     ForgetView,
@@ -55,7 +57,6 @@ from covey.peer.memory_views import (
     WriteRequest,
 )
 from covey.peer.schema import MEMORY_MIGRATIONS
-from covey.peer.shared_memory import SharedMemory, Surroundings
 
 PUMPS = named_by_user(MESH, "mesh", "plant/pumps")
 WITHIN_S = 20.0

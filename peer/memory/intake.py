@@ -24,7 +24,7 @@ from covey.gossip.memory.kinds import Lifetime
 from covey.gossip.memory.payload import Embedding, Provenance, Source
 from covey.identity.errors import Misuse
 
-from .memory_views import SourceView, WriteRequest, WriteType
+from .views import SourceView, WriteRequest, WriteType
 
 TTL_S_MAX = 400 * 86_400
 _HEX_DIGEST = re.compile(r"[0-9a-f]{64}")

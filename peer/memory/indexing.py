@@ -24,8 +24,8 @@ from covey.inference.engine import ModelInfo
 from covey.inference.errors import ModelError
 from covey.inference.pool import Pool
 
-from .memory_store import MemoryStore
 from .recall import Hit, Passage, Recall
+from .store import MemoryStore
 
 log = logging.getLogger(__name__)
 

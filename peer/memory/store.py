@@ -28,11 +28,10 @@ from covey.gossip.memory.replica import (
 from covey.gossip.memory.summary import Summary
 from covey.gossip.memory.tables import Table, Tables
 from covey.identity.errors import Malformed, Misuse, Unavailable
-
-from .environment import Environment, open_environment
-from .lmdb_file import MAP_BYTES
-from .rows import Snapshot, Transaction
-from .schema import MEMORY_MIGRATIONS
+from covey.peer.environment import Environment, open_environment
+from covey.peer.lmdb_file import MAP_BYTES
+from covey.peer.rows import Snapshot, Transaction
+from covey.peer.schema import MEMORY_MIGRATIONS
 
 T = TypeVar("T")
 

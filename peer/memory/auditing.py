@@ -4,7 +4,7 @@ An audit compares under a fresh salt, so it finds what crafted entries hide from
 comparison (MEMORY 3). It sums up a whole namespace anew on both sides, so it is made once a day, by
 each peer at another time of the day; who does not run at that time makes it when it does.
 
-Pure: told who is in step, and the wall clock. `shared_memory.py` does what it says.
+Pure: told who is in step, and the wall clock. `shared.py` does what it says.
 """
 
 import hashlib

@@ -23,7 +23,7 @@ from covey.gossip.memory.reading import (
     Value,
 )
 
-from .memory_views import (
+from .views import (
     CountView,
     ElementView,
     EntryView,
