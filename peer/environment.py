@@ -1,15 +1,15 @@
 """When is what was written durable, and who hears of it? One writer for each LMDB file.
 
-Work is queued and committed together, as soon as the last commit is done; there is no timer. `then`
-is called on the trio thread, in the order of queueing, once the work is durable or has failed. Reads
-see what is committed.
+Work is queued and committed together, as soon as the last commit is done and those who waited for it
+had their turn; there is no timer. `then` is called on the trio thread, in the order of queueing, once
+the work is durable or has failed. Reads see what is committed.
 """
 
 import logging
 import queue
 import threading
 from collections.abc import AsyncGenerator, Callable, Generator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import partial
@@ -35,6 +35,10 @@ WAITING_MAX = 20_000
 WAITING_BYTES_MAX = 256 * 1024**2
 # Who is first in a group waits for all of it: a group that has this much takes no more.
 GROUP_BYTES_MAX = 4 * 1024**2
+# Who is told that its work is durable, and goes on with more, has queued that after so many turns of
+# the trio loop; the writer waits at most so long for it.
+SETTLING_TURNS = 2
+SETTLING_S = 1.0
 CLOSE_S = 30.0
 
 
@@ -86,6 +90,7 @@ class Environment:
         self._token = trio.lowlevel.current_trio_token()
         self._thread = threading.Thread(target=self._write, name="covey-store", daemon=True)
         self._told: Callable[[Sequence[object]], None] = _nothing_more
+        self._settled = threading.Semaphore(0)
         self.failure: str | None = None
         """Why the last commit failed; None once one succeeds again."""
         self._thread.start()
@@ -165,15 +170,33 @@ class Environment:
         held: _Queued | _Compaction | _End | None = None
         while not isinstance(first := held or self._queue.get(), _End):
             held = None
+            told = 1
             if isinstance(first, _Compaction):
                 tell = partial(first.then, self._compacted())
             else:
                 group, held = self._gather(first)
+                told = len(group)
                 tell = partial(self._tell, group, *self._committed(group))
+            # Those who were told mostly write on. To begin before they had their turn would part the
+            # writers for good in two groups that alternate: twice the commits.
+            queued = self._queue.qsize()
+            settling = held is None and told >= queued and told + queued > 1
             try:
                 self._token.run_sync_soon(tell)
+                if settling:
+                    self._token.run_sync_soon(self._settle, SETTLING_TURNS)
             except trio.RunFinishedError:
                 return
+            if settling:
+                self._settled.acquire(timeout=SETTLING_S)
+
+    def _settle(self, turns: int) -> None:
+        """Let the writer go on after so many turns of the trio loop."""
+        with suppress(trio.RunFinishedError):
+            if turns:
+                self._token.run_sync_soon(self._settle, turns - 1)
+                return
+        self._settled.release()
 
     def _gather(self, first: _Queued) -> tuple[list[_Queued], _Compaction | _End | None]:
         """Return what is committed together, and what was taken from the queue behind it."""
@@ -306,6 +329,7 @@ class Environment:
         """Take nothing more; what is queued is still committed."""
         self._ended = True
         self._queue.put(_End())
+        self._settled.release()  # this loop may turn no more
 
     def close(self) -> None:
         """Wait for the last commit, then close. Blocks; after `end`."""

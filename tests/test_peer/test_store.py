@@ -124,7 +124,8 @@ async def test_many_who_wait_for_their_own_job_share_commits(tmp_path: Path) -> 
 
         assert sorted(sums) == [number * 10 for number in range(640)]
         assert store.count(Database.TASK) == 640
-        assert commits(store) - first < 320
+        # One for each of the ten rounds, and what it takes until all have met in one group.
+        assert commits(store) - first < 20
 
 
 async def test_a_job_that_raises_leaves_nothing_and_harms_no_other_of_its_group(
