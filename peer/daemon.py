@@ -31,6 +31,7 @@ from covey.gossip.joining import InviteDesk
 from covey.gossip.links import Links
 from covey.gossip.memory.driver import Memory
 from covey.gossip.memory.entry import NamespaceId
+from covey.gossip.memory.policies import Policies
 from covey.gossip.memory.replica import Quotas
 from covey.gossip.memory.standing import Standing
 from covey.gossip.network import Load
@@ -134,6 +135,7 @@ class _Parts:
     store: Store
     rows: MemoryStore
     standing: Standing
+    policies: Policies
     pool: Pool
     links: Links
     directory: Directory
@@ -159,6 +161,7 @@ class Daemon:
             now_ms=parts.clock.now_ms,
             draw=parts.entropy.draw,
             random=parts.entropy.random(),
+            policies=parts.policies,
         )
         self.books = BookKeeper(parts.keypair.peer_id, self.memory, self._clock_trouble)
         self.registrar = Registrar(parts.keypair, parts.mesh.chain, parts.mesh.id, parts.standing)
@@ -620,9 +623,12 @@ async def open_daemon(
     """Run a peer for as long as the block lasts; `stop` is set when it was asked to end."""
     clock, entropy = clock or Clock(), SystemEntropy()
     me = keypair.peer_id
+    policies = Policies(mesh.id)
     async with (
         open_store(home.store_folder) as store,
-        open_memory_store(home.memory_folder, clock.now_ms, quotas=_quotas(mesh.id)) as rows,
+        open_memory_store(
+            home.memory_folder, clock.now_ms, quotas=_quotas(mesh.id, policies)
+        ) as rows,
         open_pool(_pool_settings(config)) as pool,
     ):
         daemon: Daemon
@@ -640,6 +646,7 @@ async def open_daemon(
             store=store,
             rows=rows,
             standing=standing,
+            policies=policies,
             pool=pool,
             links=links,
             directory=Directory(me, standing.admit),
@@ -674,9 +681,9 @@ def _load(daemon: Daemon) -> Load:
     return Load(executions.running, executions.waiting)
 
 
-def _quotas(mesh: MeshId) -> Callable[[NamespaceId], Quotas]:
+def _quotas(mesh: MeshId, policies: Policies) -> Callable[[NamespaceId], Quotas]:
     adverts = advert.adverts_of(mesh).id
-    return lambda namespace: advert.QUOTAS if namespace == adverts else Quotas()
+    return lambda one: advert.QUOTAS if one == adverts else policies.quotas(one)
 
 
 def _pool_settings(config: Config) -> PoolSettings:

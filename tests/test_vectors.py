@@ -29,7 +29,7 @@ from covey.gossip.memory.entry import (
 from covey.gossip.memory.kinds import Lifetime, Type, kind_of
 from covey.gossip.memory.messages import Entries
 from covey.gossip.memory.messages import Item as MemoryItem
-from covey.gossip.memory.namespace import MEMBERS, namespace_of
+from covey.gossip.memory.namespace import MEMBERS, NAMESPACES, namespace_of
 from covey.gossip.memory.payload import (
     Embedding,
     Payload,
@@ -38,6 +38,7 @@ from covey.gossip.memory.payload import (
     decode_payload,
     encode_payload,
 )
+from covey.gossip.memory.policies import Policy, Writers, policy_record, read_policy
 from covey.gossip.memory.reconciliation import Session, answer
 from covey.gossip.memory.standing import Standing, certificate_id
 from covey.gossip.memory.summary import Summary
@@ -139,6 +140,19 @@ BOOK = books.compose(
     bytes(16),
     books.Record(MEMBERS, MEMBER.peer_id, books.member_record(CHAIN)),
 )
+POLICY = Policy(
+    "plant/pumps", Writers(("admin",), ("ward-3",), (MEMBER.public_key,)), 100, 30 * 86_400
+)
+POLICY_BOOK = namespace_of(MESH, "ward-3", NAMESPACES)
+POLICY_ENTRY = books.compose(
+    ADMIN,
+    MESH,
+    POLICY_BOOK,
+    CHAIN[:1],
+    NOW << 16,
+    bytes(16),
+    policy_record("ward-3", POLICY),
+)
 ADVERT_ENTRY = books.compose(
     MEMBER,
     MESH,
@@ -175,6 +189,8 @@ MADE: dict[str, str] = {
     "memory payload": PAYLOAD.hex(),
     "memory book entry": BOOK.entry.data.hex(),
     "memory book payload": (BOOK.payload or b"").hex(),
+    "memory policy entry": POLICY_ENTRY.entry.data.hex(),
+    "memory policy payload": (POLICY_ENTRY.payload or b"").hex(),
     "memory digest": memory.encode_message(memory.Digest(NOW, bytes(16), answer=True)).hex(),
     "memory compare": memory.encode_message(
         memory.Compare(1, "ward-3", "plant/pumps", RANGES)
@@ -224,6 +240,11 @@ def test_what_was_frozen_is_still_understood() -> None:
     books.learn_author(standing, members, frozen["memory book payload"])
     book = open_entry(frozen["memory book entry"], mesh=MESH)
     assert standing.judge(book, members)
+    stated = open_entry(frozen["memory policy entry"], mesh=MESH)
+    check_payload(stated, frozen["memory policy payload"])
+    assert (
+        read_policy(POLICY_BOOK, stated, decode_payload(frozen["memory policy payload"])) == POLICY
+    )
     (frame,) = FrameReader().feed(frozen["frame"])
     assert (frame.channel, frame.body, frame.left_ms) == ("input", b"body", 1500)
 

@@ -76,8 +76,10 @@ class Asking:
         """Ask for what it has and is lacking here, the books first, a window at a time."""
         neighbour.ask_at = math.inf
         for namespace in sorted(neighbour.has):
-            of_books = any(one.is_book for box in (neighbour.has, neighbour.asked) for one in box)
-            if (of_books or neighbour.books_come_first) and not namespace.is_book:
+            if neighbour.books_come_first and not namespace.comes_first:
+                return
+            boxes = (neighbour.has, neighbour.asked)
+            if any(one.turn < namespace.turn for box in boxes for one in box):
                 return
             if not self._ground.both_may_read(neighbour.peer, namespace.zone):
                 neighbour.forget(namespace)

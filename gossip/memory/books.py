@@ -18,7 +18,7 @@ from covey.identity.wire import KIB, decode, encode
 from .entry import NO_CERTIFICATE, VERSION, Entry, Header, digest_of, hash_of, sign_entry
 from .hybrid_clock import COUNTER_BITS
 from .kinds import Lifetime, Type, kind_of
-from .namespace import MEMBERS, REVOKED, Namespace
+from .namespace import MEMBERS, MESH, REVOKED, Namespace
 from .payload import SCHEMA, Payload, decode_payload, encode_payload
 from .replica import Arrival
 from .standing import Revocation, Standing, certificate_id
@@ -53,6 +53,8 @@ class Record:
     """Signed by the mesh's root; None: by who writes it."""
     ttl_ms: int | None = None
     """When it ends, from now; None: with its lifetime."""
+    zone: str = MESH
+    """Whose book."""
 
 
 def member_record(chain: Chain) -> bytes:
@@ -100,7 +102,8 @@ def learn(
     Raises:
         Malformed, NotAdmitted: it says nothing that this version understands; others may.
     """
-    match namespace.name:
+    # Of another zone, it is a book of a later version: who is a member is the same for all.
+    match namespace.name if namespace.zone == MESH else None:
         case name if name == MEMBERS:
             record = decode(payload.record, MemberRecord, limit_bytes=CHAIN_BYTES_MAX)
             standing.learn(record.chain)

@@ -8,7 +8,7 @@ does not take is no reason to go on. If the other holds more, it is left to the 
 
 import hashlib
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from random import Random
 
 from covey.identity.errors import Malformed
@@ -19,7 +19,7 @@ from .common_ground import CommonGround
 from .effects import Decisions
 from .entry import AHEAD_MS_MAX, HASH_BYTES
 from .messages import ROWS_MAX, Ask, Contents, Digest, Rest, Row, Run
-from .namespace import MESH, Namespace
+from .namespace import Namespace
 from .neighbour import Comparison, Exchange, Neighbour
 from .reconciliation import LEAF_KEYS
 from .rounds import Rounds
@@ -96,7 +96,7 @@ class Comparing:
         digest = hashlib.sha256()
         for one in sorted(self._ground.held.namespaces()):
             count, of_one = self._ground.held.summary(one.id).fingerprint(b"", END)
-            if one.is_book and one.zone == MESH and count:
+            if one.comes_first and count:
                 digest.update(encode(Row(one.zone, one.name, count, of_one)))
         return digest.digest()[:HASH_BYTES]
 
@@ -142,12 +142,12 @@ class Comparing:
         rows = self._ground.rows(neighbour.peer, until_ms)
         whole = len(rows) <= ROWS_MAX
         if neighbour.books_come_first:
-            books = [row for row in rows if self._ground.named(row.zone, row.name).is_book]
+            books = self._first(rows)
             whole = len(books) == len(rows) <= ROWS_MAX
             rows = books[:ROWS_MAX]
         elif not whole:
-            books = [row for row in rows if row.name.startswith("_")][:ROWS_MAX]
-            others = [row for row in rows if not row.name.startswith("_")]
+            books = self._first(rows)[:ROWS_MAX]
+            others = rows[len(books) :]
             rows = books + self._random.sample(others, min(ROWS_MAX - len(books), len(others)))
         self._decisions.say(neighbour, Contents(until_ms, tuple(rows), whole))
         if neighbour.comparison is not None and not neighbour.comparison.working:
@@ -176,8 +176,8 @@ class Comparing:
         differing = list(self._ground.differing(peer, contents.rows, until_ms))
         named = {(row.zone, row.name) for row in contents.rows}
         unnamed = self._ground.unnamed(peer, named, until_ms)
-        # The books are all named in any case.
-        differing += [one for one in unnamed if contents.whole or one.is_book]
+        # The books of zone mesh are all named in any case.
+        differing += [one for one in unnamed if contents.whole or one.comes_first]
         if self._hand_over(neighbour, differing, contents, now):
             return False
         if comparison is None:
@@ -285,6 +285,10 @@ class Comparing:
             comparison.last_difference = comparison.difference
             self._tell_digest(neighbour, comparison.close_ms, answer=True)
             neighbour.answer_by = now + self._settings.answer_s
+
+    def _first(self, rows: Sequence[Row]) -> list[Row]:
+        """Return the books that every member holds; they are the first of the rows."""
+        return [row for row in rows if self._ground.named(row.zone, row.name).comes_first]
 
     def _compare_anew(self, neighbour: Neighbour, why: str, now: float) -> Comparison:
         neighbour.comparison = Comparison()

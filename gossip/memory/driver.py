@@ -40,11 +40,11 @@ from .entry import (
 from .hybrid_clock import HybridClock, stamp_of
 from .kinds import Lifetime
 from .messages import CHANNEL, Item
-from .namespace import MESH, Namespace, NamespaceRecord, namespace_of
+from .namespace import MESH, NAMESPACES, Namespace, NamespaceRecord, namespace_of
 from .payload import SALT_BYTES, decode_payload
+from .policies import Changed, Policies
 from .redating import is_ahead, redate
 from .replica import Applied, Arrival, Replica
-from .settings import SpreadSettings
 from .spreading import Spreading
 from .standing import Revocation, Standing, UnknownCertificate, certificate_id
 from .summary import END, Summary
@@ -63,6 +63,8 @@ PARKED_MAX = 1_000
 # What is past its time is looked for this often, by all peers alike (MEMORY 4.5, R5).
 PASS_TIME_S = 600.0
 APPLY_MAX = 256
+# What is judged anew holds the writer for about 5 ms at a time: who writes waits no longer.
+JUDGED_AT_ONCE = 500
 
 
 class Rows(Protocol):
@@ -146,7 +148,7 @@ class Memory:
         now_ms: reads the wall clock; called on the store's thread, too, as `draw` is.
         draw: draws entropy.
         random: for `Spreading`.
-        settings: for `Spreading`.
+        policies: who writes where, which the quotas of `rows` follow as well.
     """
 
     def __init__(
@@ -161,7 +163,7 @@ class Memory:
         now_ms: Callable[[], int],
         draw: Callable[[int], bytes],
         random: Random,
-        settings: SpreadSettings | None = None,
+        policies: Policies | None = None,
     ) -> None:
         self._me = keypair.peer_id
         self._keypair = keypair
@@ -170,11 +172,17 @@ class Memory:
         self._network = network
         self._rows = rows
         self.standing = standing
+        self.policies = policies or Policies(mesh)
         self._now_ms = now_ms
         self._draw = draw
         self._namespaces: dict[NamespaceId, Namespace] = {}
+        # Those that something was written into since start, durable or not; written by the store's
+        # thread.
+        self._named: dict[NamespaceId, Namespace] = {}
+        # Of books, what could not be read when it came.
+        self._unread: list[tuple[Namespace, list[Key]]] = []
         self._held = HeldRows(rows, self._namespaces)
-        self.spreading = Spreading(self._me, mesh, self._held, standing.may_read, random, settings)
+        self.spreading = Spreading(self._me, mesh, self._held, standing.may_read, random)
         self._due = trio.Event()
         self._checks = trio.CapacityLimiter(CHECKS_AT_ONCE)
         self._nursery: trio.Nursery | None = None
@@ -198,6 +206,7 @@ class Memory:
             nursery.start_soon(self._pass_time)
             # A crash may have come between a revocation and what follows from it.
             nursery.start_soon(self._purge, self.standing.revoked())
+            nursery.start_soon(self._judge_anew, self.policies.all_changed())
             task_status.started()
 
     # For those above
@@ -236,23 +245,33 @@ class Memory:
             namespace: where.
             commands: what to say, in this order.
             lifetime: for how long the headers are kept; None: as the type has it.
-            ttl_ms: when the texts go, from now; None: with the header.
+            ttl_ms: when the texts go, from now; None: with the header, or as the policy has it.
 
         Returns:
             What was written, and how many texts that took away.
 
         Raises:
-            Misuse: one of them cannot be said so.
+            Misuse: one of them cannot be said so, or not here by the namespace's policy.
             Unavailable: the disk did not take them, or this device's clock is behind.
         """
 
         def job(replica: Replica, tables: Tables) -> Written:
             self._put_namespace(tables, namespace)
+            stated = self.policies.newest(namespace.id)
+            ttl_s_max = stated.policy.ttl_s if stated is not None else None
             written: list[tuple[Entry, ...]] = []
             for command in commands:
                 arrivals = self._writer.write(
-                    tables, namespace.id, command, self._now_ms(), lifetime=lifetime, ttl_ms=ttl_ms
+                    tables,
+                    namespace.id,
+                    command,
+                    self._now_ms(),
+                    lifetime=lifetime,
+                    ttl_ms=ttl_ms,
+                    ttl_ms_max=ttl_s_max * 1000 if ttl_s_max is not None else None,
                 )
+                if stated is not None:
+                    self._check_own(namespace, arrivals)
                 self._apply_own(replica, arrivals)
                 written.append(tuple(arrival.entry for arrival in arrivals))
             return Written(tuple(written), replica.applied.withdrawn)
@@ -308,10 +327,13 @@ class Memory:
 
         before = self._clock.last
         try:
-            return await self._rows.run(job)
+            redated = await self._rows.run(job)
         except Unavailable:
             self._clock.last = max(self._clock.last, before)
             raise
+        # By its new time another policy may be in force for it.
+        await self._judge_anew(self.policies.all_changed())
+        return redated
 
     async def write_records(self, records: Sequence[books.Record]) -> list[Arrival]:
         """Write records of the mesh's own, all or nothing; durable on return. Admins alone write books.
@@ -325,7 +347,7 @@ class Memory:
         def job(replica: Replica, tables: Tables) -> list[Arrival]:
             written: list[Arrival] = []
             for record in records:
-                namespace = namespace_of(self.mesh, MESH, record.book)
+                namespace = namespace_of(self.mesh, record.zone, record.book)
                 self._put_namespace(tables, namespace)
                 clock = self._clock.stamp(self._now_ms())
                 salt = self._draw(SALT_BYTES)
@@ -346,6 +368,34 @@ class Memory:
             for _, data in reading.scan(Table.PAYLOAD, namespace.id):
                 found.append(decode_payload(data).record)
         return found
+
+    def _check_own(self, namespace: Namespace, arrivals: Iterable[Arrival]) -> None:
+        for arrival in arrivals:
+            try:
+                self._check_policy(arrival.entry, namespace)
+            except NotAdmitted as error:
+                raise Misuse(str(error)) from error
+
+    def judge(self, entry: Entry, namespace: Namespace) -> bool:
+        """Refuse an entry that its author may not write; tell whether an admin wrote it. On any thread.
+
+        Raises:
+            UnknownCertificate, NotAdmitted: as `Standing.judge`; and code `policy`.
+        """
+        by_admin = self.standing.judge(entry, namespace)
+        if self.policies.newest(namespace.id) is not None:
+            self._check_policy(entry, namespace)
+        return by_admin
+
+    def _check_policy(self, entry: Entry, namespace: Namespace) -> None:
+        """Refuse what a policy does not allow.
+
+        Raises:
+            NotAdmitted: code `policy`.
+        """
+        known = self.standing.certificate(entry.header.certificate)
+        if known is not None:
+            self.policies.judge(entry, namespace, known.member)
 
     def _apply_own(self, replica: Replica, arrivals: Iterable[Arrival]) -> None:
         for arrival in arrivals:
@@ -504,8 +554,7 @@ class Memory:
             raise Malformed("the entry is of another namespace")
         if namespace.is_own:
             books.learn_author(self.standing, namespace, parked.payload)
-        by_admin = self.standing.judge(entry, namespace)
-        return Arrival(entry, parked.payload, by_admin)
+        return Arrival(entry, parked.payload, self.judge(entry, namespace))
 
     def _apply_job(
         self, namespace: Namespace, arrivals: Sequence[Arrival]
@@ -522,6 +571,9 @@ class Memory:
         return job
 
     def _put_namespace(self, tables: Tables, namespace: Namespace) -> None:
+        if namespace.id in self._namespaces:
+            return
+        self._named[namespace.id] = namespace
         if tables.get(Table.NAMESPACE, namespace.id) is None:
             tables.put(Table.NAMESPACE, namespace.id, encode(namespace.record))
 
@@ -542,9 +594,13 @@ class Memory:
 
     def _applied(self, applied: Applied) -> None:
         now = trio.current_time()
+        changed: list[Changed] = []
         for namespace_id, keys in _by_namespace(applied.removed).items():
             if (namespace := self._known_namespace(namespace_id)) is not None:
                 self._carry_out(self.spreading.removed(namespace, keys, now))
+                if namespace.is_book:
+                    told = (self.policies.forget(namespace_id, key) for key in keys)
+                    changed += [one for one in told if one is not None]
         gone = set(applied.removed)
         fresh = [one for one in applied.added if one not in gone]
         for namespace_id, keys in _by_namespace(fresh).items():
@@ -556,7 +612,10 @@ class Memory:
             for source, brought in by_source.items():
                 self._carry_out(self.spreading.written(namespace, brought, source, now))
             if namespace.is_book:
-                self._read_books(namespace, keys)
+                self._unread.append((namespace, keys))
+        changed += self._read_unread()
+        if changed and self._nursery is not None:
+            self._nursery.start_soon(self._judge_anew, changed)
         for watcher in self._applied_watchers:
             watcher(applied)
         for _, author in applied.doubled:
@@ -564,17 +623,33 @@ class Memory:
 
     def _known_namespace(self, namespace_id: NamespaceId) -> Namespace | None:
         known = self._namespaces.get(namespace_id)
-        if known is None:
-            with self._rows.reading() as reading:
-                row = reading.get(Table.NAMESPACE, namespace_id)
-            if row is not None:
-                record = decode(row, NamespaceRecord)
-                known = namespace_of(self.mesh, record.zone, record.name)
-                self._namespaces[namespace_id] = known
+        if known is None and (known := self._named.get(namespace_id)) is not None:
+            self._namespaces[namespace_id] = known
         return known
 
-    def _read_books(self, namespace: Namespace, keys: Iterable[Key]) -> None:
-        """Learn what entries of the books say, now that they are durable."""
+    def _read_unread(self) -> list[Changed]:
+        """Learn what entries of the books say, now that they are durable; return what policies changed.
+
+        What the disk does not give now is tried again with whatever is written next, and at the next
+        start.
+        """
+        unread, self._unread = self._unread, []
+        changed: list[Changed] = []
+        for namespace, keys in unread:
+            try:
+                changed += self._read_books(namespace, keys)
+            except Unavailable as error:
+                self._unread.append((namespace, keys))
+                why = f"{error}; if it goes on, look at the disk and start covey again"
+                log.error("memory.books_put_off", extra={"book": namespace.name, "why": why})
+        return changed
+
+    def _read_books(self, namespace: Namespace, keys: Iterable[Key]) -> list[Changed]:
+        """Learn what entries of the books say; return what policies changed.
+
+        Raises:
+            Unavailable: the disk does not give them.
+        """
         with self._rows.reading() as reading:
             rows = [
                 (
@@ -584,6 +659,7 @@ class Memory:
                 for key in keys
             ]
         revocations: list[Revocation] = []
+        changed: list[Changed] = []
         for header, data in rows:
             if header is None or data is None:
                 continue
@@ -591,6 +667,9 @@ class Memory:
                 entry, payload = read_entry(header), decode_payload(data)
                 books.learn_author(self.standing, namespace, data)
                 found = books.learn(self.standing, namespace, entry, payload)
+                if namespace.name == NAMESPACES:
+                    told = self.policies.learn(namespace, entry, payload)
+                    changed += [told] if told is not None else []
             except (Malformed, NotAdmitted) as error:
                 log.warning("memory.book_unread", extra={"why": str(error)})
                 continue
@@ -600,6 +679,7 @@ class Memory:
         for revocation in revocations:
             if self._nursery is not None:
                 self._nursery.start_soon(self._purge, [peer_id_of(revocation.subject)])
+        return changed
 
     def _learned(self) -> None:
         """Certificates may have come that entries wait for."""
@@ -625,14 +705,53 @@ class Memory:
     def _purge_job(
         self, namespace: Namespace, authors: Sequence[bytes]
     ) -> Callable[[Replica, Tables], None]:
-        def still_counts(entry: Entry) -> bool:
-            return self.standing.still_counts(entry, namespace)
-
         def job(replica: Replica, _: Tables) -> None:
             for author in authors:
-                replica.purge(namespace.id, author, still_counts)
+                replica.purge(namespace.id, author, self._still_counting(namespace))
 
         return job
+
+    async def _judge_anew(self, changed: Sequence[Changed]) -> None:
+        """Take out what the policies that hold now do not allow, and then what is beyond their quotas.
+
+        Queued behind all that was judged before.
+        """
+        try:
+            for one in changed:
+                start: bytes | None = (one.after + 1).to_bytes(CLOCK_BYTES, "big")
+                while start is not None:
+                    start = await self._rows.run(self._judge_job(one.namespace, start))
+                while await self._rows.run(self._trim_job(one.namespace)):
+                    pass
+        except Unavailable as error:
+            log.error("memory.policy_put_off", extra={"why": str(error)})
+
+    def _judge_job(
+        self, namespace: Namespace, start: bytes
+    ) -> Callable[[Replica, Tables], bytes | None]:
+        def job(replica: Replica, _: Tables) -> bytes | None:
+            counts = self._still_counting(namespace)
+            return replica.purge_after(namespace.id, start, counts, JUDGED_AT_ONCE)
+
+        return job
+
+    def _trim_job(self, namespace: Namespace) -> Callable[[Replica, Tables], bool]:
+        def job(replica: Replica, _: Tables) -> bool:
+            return replica.trim(namespace.id, JUDGED_AT_ONCE)
+
+        return job
+
+    def _still_counting(self, namespace: Namespace) -> Callable[[Entry], bool]:
+        def still_counts(entry: Entry) -> bool:
+            try:
+                self.judge(entry, namespace)
+            except NotAdmitted:
+                return False
+            except UnknownCertificate:
+                return True
+            return True
+
+        return still_counts
 
     def _take_up_stored(self) -> None:
         """Read the books and where the clock stood, at start."""

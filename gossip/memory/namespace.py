@@ -21,6 +21,7 @@ DEVICE = "device"
 MESH = "mesh"
 """The zone that every member is in."""
 _OWN = "_"
+_MESH_OWN = "_mesh/"
 
 Zone = Annotated[str, msgspec.Meta(min_length=1, max_length=ZONE_CHARACTERS_MAX)]
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=NAME_CHARACTERS_MAX)]
@@ -44,8 +45,24 @@ class Namespace:
 
     @property
     def is_book(self) -> bool:
-        """Tell whether it is one of the mesh's books: admins write them, every member holds them whole."""
-        return self.zone == MESH and self.name in BOOKS
+        """Tell whether it is one of the mesh's books: admins alone write them.
+
+        Whatever begins with `_mesh/` is one, also where this version does not know the name, so that
+        it keeps and passes on what a later version writes; and nobody else takes such a name.
+        """
+        return self.rank <= _ZONES_BOOK
+
+    @property
+    def comes_first(self) -> bool:
+        """Tell whether it is a book of zone mesh: every member holds it whole, before all else."""
+        return self.rank <= _OTHER_BOOK
+
+    @property
+    def turn(self) -> int:
+        """What is of a later turn waits for what is of an earlier one: the books of zone mesh, those of
+        other zones, which say who writes there, all the rest.
+        """
+        return 0 if self.comes_first else 1 if self.is_book else 2
 
     @property
     def is_own(self) -> bool:
@@ -64,11 +81,16 @@ class Namespace:
 MEMBERS = "_mesh/members"
 REVOKED = "_mesh/revoked"
 INVITES = "_mesh/invites"
-BOOKS = (MEMBERS, REVOKED, INVITES)
-"""In the order in which they are reconciled: who is a member, before anything that a member says."""
+NAMESPACES = "_mesh/namespaces"
+"""Who writes in the namespaces of a zone, and how much. In each zone but `device`: those outside it are
+told no name of its namespaces."""
 ADVERTS = "_mesh/adverts"
-"""What each member offers, and where it is: each writes its own."""
-_FIRST = (*BOOKS, ADVERTS)
+"""What each member offers, and where it is: each writes its own. In zone mesh, and no book."""
+_FIRST = (MEMBERS, REVOKED, INVITES)
+"""In the order in which they are reconciled: who is a member, before anything that a member says."""
+# Digests are over what is held in this order, so it is the same for ever: WIRE.md has it.
+_OTHER_BOOK, _ZONES_BOOK, _ADVERTS, _LAST = range(len(_FIRST), len(_FIRST) + 4)
+TURNS = 3
 
 
 def namespace_of(mesh: MeshId, zone: str, name: str) -> Namespace:
@@ -80,8 +102,7 @@ def namespace_of(mesh: MeshId, zone: str, name: str) -> Namespace:
     problem = _problem(zone, name)
     if problem is not None:
         raise Malformed(problem)
-    rank = _FIRST.index(name) if zone == MESH and name in _FIRST else len(_FIRST)
-    return Namespace(rank, zone, name, namespace_id(mesh, zone, name))
+    return Namespace(_rank(zone, name), zone, name, namespace_id(mesh, zone, name))
 
 
 def named_by_user(mesh: MeshId, zone: str, name: str) -> Namespace:
@@ -96,6 +117,16 @@ def named_by_user(mesh: MeshId, zone: str, name: str) -> Namespace:
         return namespace_of(mesh, zone, name)
     except Malformed as error:
         raise Misuse(str(error)) from error
+
+
+def _rank(zone: str, name: str) -> int:
+    if zone == DEVICE or not name.startswith(_MESH_OWN):
+        return _LAST
+    if zone != MESH:
+        return _ZONES_BOOK
+    if name == ADVERTS:
+        return _ADVERTS
+    return _FIRST.index(name) if name in _FIRST else _OTHER_BOOK
 
 
 def _problem(zone: str, name: str) -> str | None:

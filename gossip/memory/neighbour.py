@@ -8,7 +8,7 @@ from typing import Any, Literal
 from covey.identity.keys import PeerId
 
 from .entry import CLOCK_BYTES, SHORT_ID_BYTES, Key, NamespaceId
-from .namespace import Namespace
+from .namespace import TURNS, Namespace
 from .reconciliation import Session
 
 # Entries that one of two peers did not take from the other. Beyond, the oldest are tried again early.
@@ -205,14 +205,21 @@ class Neighbour:
 
     @property
     def books_under_way(self) -> bool:
-        """Tell whether anything of the mesh's books is on its way between the two."""
-        boxes = (self.outbox, self.has, self.asked)
-        return self.books_unacknowledged or any(one.is_book for box in boxes for one in box)
+        """Tell whether anything of the books that every member holds is on its way between the two."""
+        return self.turn_under_way == 0
 
     @property
-    def books_unacknowledged(self) -> bool:
-        """Tell whether something of the books was sent to it and is not durable there yet."""
-        return any(batch.namespace.is_book for batch in self.under_way.values())
+    def turn_under_way(self) -> int:
+        """Return the earliest turn of which anything is on its way between the two; else a later one."""
+        boxes = (self.outbox, self.has, self.asked)
+        turns = (one.turn for box in boxes for one in box)
+        return min(self.turn_unacknowledged, min(turns, default=TURNS))
+
+    @property
+    def turn_unacknowledged(self) -> int:
+        """Return the earliest turn of which something was sent to it and is not durable there yet."""
+        turns = (batch.namespace.turn for batch in self.under_way.values())
+        return min(turns, default=TURNS)
 
     def unacknowledged(self, namespace: Namespace) -> set[Key]:
         """Return what was sent of a namespace and is not durable there yet."""

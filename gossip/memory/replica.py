@@ -16,6 +16,7 @@ The author's standing has been judged before (`standing.py`).
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Literal
 
 from covey.identity.errors import Malformed
@@ -46,6 +47,9 @@ REMOVES = b"r"
 SUPERSEDES = b"s"
 _BY_ADMIN = b"\x01"
 _BY_OTHERS = b"\x00"
+_BY_DAY = b"d"
+_BY_LIFETIME = b"l"
+_AUTHOR_BYTES = NAMESPACE_BYTES + HASH_BYTES
 _TIME_BYTES = 8
 _ABOVE_KEYS = b"\xff" * (KEY_BYTES_TOTAL + 1)
 
@@ -156,6 +160,42 @@ class Replica:
         for entry in doomed:
             self._remove(namespace + entry.key, entry)
         self.applied.withdrawn += len(self.applied.hidden) - before
+
+    def purge_after(
+        self,
+        namespace: NamespaceId,
+        start: bytes,
+        still_counts: Callable[[Entry], bool],
+        limit: int,
+    ) -> bytes | None:
+        """Take out the entries that count no more, of those from `start` on in time order.
+
+        At most `limit` are looked at; returned is where to go on, or None at the end.
+        """
+        rows = self._tables.scan(Table.ENTRY, namespace + start, namespace + _ABOVE_KEYS)
+        some = list(islice(rows, limit))
+        before = len(self.applied.hidden)
+        for place, data in some:
+            if not still_counts(entry := read_entry(data)):
+                self._remove(place, entry)
+        self.applied.withdrawn += len(self.applied.hidden) - before
+        return some[-1][0][NAMESPACE_BYTES:] + b"\x00" if len(some) == limit else None
+
+    def trim(self, namespace: NamespaceId, limit: int) -> bool:
+        """Let go what is beyond a quota that has become smaller, of each author and lifetime the oldest.
+
+        At most `limit` entries go; tell whether more are beyond. What no longer counts is to be taken
+        out before, or it would push out what does.
+        """
+        most, left = self._quotas(namespace).entries, limit
+        for bucket, row in list(self._tables.scan(Table.COUNT, namespace)):
+            beyond = _number(row) - most
+            if bucket[_AUTHOR_BYTES:].startswith(_BY_LIFETIME) and beyond > 0:
+                oldest = islice(self._tables.scan(Table.AGE, bucket), min(beyond, left))
+                for place in [namespace + row[-KEY_BYTES_TOTAL:] for row, _ in oldest]:
+                    self._remove(place, self._entry_at(place))
+                    left -= 1
+        return not left
 
     def would_undo(self, entry: Entry) -> bool:
         """Tell whether a record is one too many for its author's day: it would push out the oldest, and
@@ -438,8 +478,8 @@ def bucket_of(entry: Entry) -> bytes:
     """Return the prefix of an author's entries that are counted with this one."""
     author = entry.header.namespace + entry.header.author[:HASH_BYTES]
     if is_counted_by_day(entry):
-        return author + b"d" + (entry.at_ms // DAY_MS).to_bytes(4, "big")
-    return author + b"l" + bytes((entry.lifetime,))
+        return author + _BY_DAY + (entry.at_ms // DAY_MS).to_bytes(4, "big")
+    return author + _BY_LIFETIME + bytes((entry.lifetime,))
 
 
 def is_counted_by_day(entry: Entry) -> bool:

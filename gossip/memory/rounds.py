@@ -52,7 +52,7 @@ class Rounds:
         comparison.difference = (0, 0)
         todo = (one for one in differing if one not in comparison.refused)
         comparison.todo = sorted(todo, reverse=True)
-        comparison.books_alone = all(one.is_book for one in comparison.todo)
+        comparison.books_alone = all(one.comes_first for one in comparison.todo)
         neighbour.answer_by = math.inf
         names = dict.fromkeys([*neighbour.exchange.namespaces])
         names.update(dict.fromkeys(one.name for one in reversed(comparison.todo)))
@@ -65,8 +65,7 @@ class Rounds:
             return False
         while comparison.todo and comparison.running is None:
             first = comparison.todo[-1]
-            books_first = neighbour.books_under_way and not first.is_book
-            if books_first or comparison.moving > MOVING_MAX:
+            if neighbour.turn_under_way < first.turn or comparison.moving > MOVING_MAX:
                 return False
             comparison.todo.pop()
             if self._ground.both_may_read(neighbour.peer, first.zone):
@@ -79,7 +78,7 @@ class Rounds:
         if comparison is None or not comparison.working or neighbour.books_under_way:
             return False
         running = [] if comparison.running is None else [comparison.running.namespace]
-        return not any(one.is_book for one in (*running, *comparison.todo))
+        return not any(one.comes_first for one in (*running, *comparison.todo))
 
     def heard_answer(self, neighbour: Neighbour, compared: Compared, now: float) -> bool:
         """Go on with the session that runs; tell whether it is over.

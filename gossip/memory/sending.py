@@ -121,7 +121,9 @@ class Sending:
                     self._decisions.say(neighbour, Offer(namespace.zone, namespace.name, some))
         while neighbour.outbox and len(neighbour.under_way) < self._settings.window:
             namespace = min(neighbour.outbox)
-            if (books_alone or neighbour.books_unacknowledged) and not namespace.is_book:
+            if books_alone and not namespace.comes_first:
+                return
+            if neighbour.turn_unacknowledged < namespace.turn:
                 return
             self._send_batch(neighbour, namespace, now)
 
@@ -164,5 +166,5 @@ def _emptied(
     boxes: dict[Namespace, dict[T, None]], *, books_alone: bool
 ) -> list[tuple[Namespace, list[T]]]:
     """Return what waits in boxes, or of the books alone, and empty these."""
-    some = [one for one in boxes if one.is_book or not books_alone]
+    some = [one for one in boxes if one.comes_first or not books_alone]
     return [(namespace, list(boxes.pop(namespace))) for namespace in some]

@@ -293,12 +293,12 @@ class Spreading:
         now: float,
     ) -> None:
         """It says, or wants, something of a namespace that both may read."""
-        if not namespace.is_book and neighbour.comparison is None:
+        if not namespace.comes_first and neighbour.comparison is None:
             # It runs the comparison, and is through with the books.
             neighbour.serve_all(now)
         match message:
             case Compare():
-                if namespace.is_book or not neighbour.books_come_first:
+                if namespace.comes_first or not neighbour.books_come_first:
                     self._answering.answer(neighbour, namespace, message, now)
             case Offer(ids=ids):
                 if not self._asking.heard_offer(neighbour, namespace, _cut_ids(ids), now):

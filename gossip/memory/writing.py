@@ -104,6 +104,7 @@ class _Moment(NamedTuple):
     now_ms: int
     lifetime: Lifetime | None
     ttl_ms: int | None
+    ttl_ms_max: int | None
 
 
 class _Draft(NamedTuple):
@@ -159,6 +160,7 @@ class Writer:
         *,
         lifetime: Lifetime | None = None,
         ttl_ms: int | None = None,
+        ttl_ms_max: int | None = None,
     ) -> tuple[Arrival, ...]:
         """Return the entries that carry a command out, to be applied before the next command.
 
@@ -173,12 +175,13 @@ class Writer:
             now_ms: the wall clock.
             lifetime: for how long the header is kept; normal, or pinned where it must be.
             ttl_ms: when the text goes, counted from now; at the end of the lifetime.
+            ttl_ms_max: when it goes at the latest, if no ttl is given.
 
         Raises:
             Misuse: it cannot be said so; with the remedy.
             Unavailable: this device's clock, or its copy of what it wrote itself, is behind.
         """
-        moment = _Moment(tables, namespace, now_ms, lifetime, ttl_ms)
+        moment = _Moment(tables, namespace, now_ms, lifetime, ttl_ms, ttl_ms_max)
         return tuple(self._sign(moment, one) for one in self._drafts(moment, command))
 
     def _drafts(self, moment: _Moment, command: Command) -> Sequence[_Draft]:
@@ -382,7 +385,7 @@ class Writer:
         if own is not None and known is not None:
             stands = known >= number if type_ is Type.MAXIMUM else known <= number
             # It is said again only when it would end much earlier than what is said now.
-            left_ms, wanted_ms = own.expires_ms - moment.now_ms, moment.ttl_ms or own.lifetime.ms
+            left_ms, wanted_ms = own.expires_ms - moment.now_ms, _lasts_ms(moment, own.lifetime)
             if stands and 2 * left_ms >= wanted_ms:
                 _lifetime(moment, type_)
                 return []
@@ -571,8 +574,8 @@ class Writer:
     def _sign(self, moment: _Moment, draft: _Draft) -> Arrival:
         clock = self._stamp(moment.now_ms, draft.after)
         lasts_ms = draft.lifetime.ms
-        if draft.payload and moment.ttl_ms is not None:
-            lasts_ms = moment.ttl_ms
+        if draft.payload and not is_record(draft.type):
+            lasts_ms = _lasts_ms(moment, draft.lifetime)
         header = Header(
             version=VERSION,
             namespace=moment.namespace,
@@ -610,6 +613,13 @@ class Writer:
                 "try again in a minute, and see covey doctor for whose clock is wrong"
             )
         return stamp
+
+
+def _lasts_ms(moment: _Moment, lifetime: Lifetime) -> int:
+    """Return how long a text of this lifetime is shown."""
+    if moment.ttl_ms is not None:
+        return moment.ttl_ms
+    return lifetime.ms if moment.ttl_ms_max is None else min(moment.ttl_ms_max, lifetime.ms)
 
 
 def _lifetime(moment: _Moment, type_: Type, default: Lifetime | None = None) -> Lifetime:

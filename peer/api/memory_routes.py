@@ -18,6 +18,8 @@ from covey.peer.memory.views import (
     ForgetView,
     ImportView,
     MemoryStats,
+    PolicyRequest,
+    PolicyView,
     RecallView,
     SyncRequest,
     ValueView,
@@ -30,11 +32,13 @@ from .answers import Streamed, Table, body_of, json_answer, list_answer, number
 LISTED = 100
 RECALLED = 5
 SYNC_S_MAX = 600.0
+MESH = "mesh"
 JSON_LINES = "application/jsonl"
 
 _Writes = Annotated[list[WriteRequest], msgspec.Meta(min_length=1, max_length=WRITES_MAX)]
 _writes = msgspec.json.Decoder(_Writes).decode
 _forget = msgspec.json.Decoder(ForgetRequest).decode
+_policy = msgspec.json.Decoder(PolicyRequest).decode
 _sync = msgspec.json.Decoder(SyncRequest).decode
 _exported = msgspec.json.Decoder(ExportedEntry).decode_lines
 
@@ -78,6 +82,14 @@ class Memory(Protocol):
 
     async def forget(self, request: ForgetRequest) -> ForgetView:
         """Forget, here and everywhere."""
+        ...
+
+    def policy(self, namespace: str, zone: str) -> PolicyView:
+        """Return who may write there, and how much."""
+        ...
+
+    async def state_policy(self, request: PolicyRequest) -> PolicyView:
+        """Say who may write there, and how much."""
         ...
 
     async def sync(self, request: SyncRequest) -> list[ExchangeView]:
@@ -156,6 +168,12 @@ class _MemoryRoutes:
     async def forget(self, request: Request) -> Response:
         return json_answer(await self._memory.forget(await body_of(request, _forget)))
 
+    async def policy(self, request: Request) -> Response:
+        if request.method == "POST":
+            return json_answer(await self._memory.state_policy(await body_of(request, _policy)))
+        zone = request.query_params.get("zone", MESH)
+        return json_answer(self._memory.policy(_needed(request, "namespace"), zone))
+
     async def sync(self, request: Request) -> Response:
         asked = await body_of(request, lambda body: _sync(body or b"{}"))
         if not 0 < asked.timeout_s <= SYNC_S_MAX:
@@ -190,6 +208,7 @@ def memory_table(service: Remembering) -> Table:
         ("/v1/memory/history", "GET", "namespace zone key", routes.history),
         ("/v1/memory/recall", "GET", "q k namespace author", routes.recall),
         ("/v1/memory/forget", "POST", "", routes.forget),
+        ("/v1/memory/policy", "GET POST", "namespace zone", routes.policy),
         ("/v1/memory/sync", "POST", "", routes.sync),
         ("/v1/memory/verify", "POST", "", routes.verify),
         ("/v1/memory/stats", "GET", "", routes.stats),

@@ -28,6 +28,7 @@ from .memory_text import (
     listed,
     many,
     place,
+    policy_text,
     short,
     stats_text,
     value_text,
@@ -249,6 +250,55 @@ def _confirm(
         raise Exit(130, "nothing was forgotten")
 
 
+# Who may write
+
+
+@command(name="policy", example="covey memory policy plant/pumps --writers admin --entries 500")
+@click.argument("namespace")
+@click.option("--zone", default="mesh", show_default=True, help="Of this zone.")
+@click.option(
+    "--writers",
+    multiple=True,
+    help="Who may write: admin, member, zone:NAME or peer:NAME; several times, who fits one may.",
+)
+@click.option(
+    "--entries", type=click.IntRange(1, 10_000), help="Held of one author and lifetime at most."
+)
+@click.option(
+    "--ttl", type=Duration(), help="A text ends so long after it is written at the latest."
+)
+@click.option("--open", "is_open", is_flag=True, help="As without a policy.")
+def policy(
+    shell: Shell,
+    namespace: str,
+    zone: str,
+    writers: tuple[str, ...],
+    entries: int | None,
+    ttl: float | None,
+    is_open: bool,
+) -> None:
+    """Show who may write in NAMESPACE, and how much, or say so anew.
+
+    With options an admin says so: what is not named is open from then on. It holds for what is
+    written after it.
+    """
+    limits = bool(writers) or entries is not None or ttl is not None
+    if is_open and limits:
+        raise Exit(2, "--open lifts the policy, and goes with no other limit")
+    with shell.client() as client:
+        if is_open or limits:
+            found = client.set_memory_policy(
+                namespace,
+                zone=zone,
+                writers=writers or None,
+                entries=entries,
+                ttl_s=max(1, int(ttl)) if ttl is not None else None,
+            )
+        else:
+            found = client.memory_policy(namespace, zone=zone)
+    shell.show("Policy", found, policy_text(found, _now_ms()))
+
+
 # Taking along
 
 
@@ -369,5 +419,18 @@ def _now_ms() -> int:
     return time.time_ns() // 1_000_000
 
 
-for one in (list_entries, show, get, history, forget, export, import_, stats, sync, verify, watch):
+for one in (
+    list_entries,
+    show,
+    get,
+    history,
+    forget,
+    policy,
+    export,
+    import_,
+    stats,
+    sync,
+    verify,
+    watch,
+):
     memory.add_command(one)

@@ -13,6 +13,7 @@ from covey.peer.memory.views import (
     ForgetView,
     MemoryStats,
     NamespaceView,
+    PolicyView,
     RecallHit,
     SourceView,
     ValueView,
@@ -28,7 +29,7 @@ _UNITS = (("day", 86_400), ("hour", 3600), ("minute", 60), ("second", 1))
 _DAYS_SHOWN = 90
 LISTED = ("ID", "AGE", "AUTHOR", "NAMESPACE", "STATE", "WHAT")
 WRITTEN = ("ID", "WRITTEN", "AUTHOR", "NAMESPACE", "STATE", "WHAT")
-HELD = ("NAMESPACE", "ZONE", "SHOWN", "HELD", "AUTHORS", "NEWEST")
+HELD = ("NAMESPACE", "ZONE", "SHOWN", "HELD", "AUTHORS", "NEWEST", "POLICY")
 COMPARED = ("PEER", "STATE", "DIFFERED", "SENT", "GOT", "BYTES OUT", "BYTES IN", "ROUNDS", "TOOK")
 
 
@@ -301,7 +302,44 @@ def compared(view: ExchangeView) -> list[str]:
 def held(view: NamespaceView, now_ms: int) -> list[str]:
     """Return a row of HELD."""
     newest = ago(view.newest_ms, now_ms) if view.newest_ms is not None else ""
-    return [view.name, view.zone, str(view.shown), str(view.entries), str(view.authors), newest]
+    counts = [str(view.shown), str(view.entries), str(view.authors)]
+    return [view.name, view.zone, *counts, newest, "; ".join(_limits(view.policy))]
+
+
+def policy_text(view: PolicyView, now_ms: int) -> str:
+    """Return who may write in a namespace, how much, and who says so."""
+    said = f"by {view.by_name}, {ago(view.at_ms, now_ms)}" if view.at_ms is not None else ""
+    limits = _limits(view)
+    if not limits:
+        lifted = f"; lifted {said}" if said else ""
+        return f"none: {_everybody(view)}, {view.quota:,} entries of each author{lifted}"
+    if view.writers is None:
+        limits.insert(0, _everybody(view))
+    return f"{'; '.join(limits)}; {said}; for what is written since"
+
+
+def _limits(view: PolicyView | None) -> list[str]:
+    """Return what a policy does not leave open."""
+    limits: list[str] = []
+    if view is None:
+        return limits
+    if view.writers is not None:
+        who = ", ".join(map(_writer, view.writer_names))
+        limits.append(f"{who or 'nobody'} may write")
+    if view.entries is not None:
+        limits.append(f"{many(view.entries, 'entry', 'entries')} of each author and lifetime")
+    if view.ttl_s is not None:
+        limits.append(f"texts end after {_span(view.ttl_s)}")
+    return limits
+
+
+def _everybody(view: PolicyView) -> str:
+    return f"every member of zone {view.zone} writes"
+
+
+def _writer(name: str) -> str:
+    kind, _, of = name.partition(":")
+    return {"admin": "admins", "member": "members", "zone": f"members of zone {of}"}.get(kind, of)
 
 
 def stats_text(stats: MemoryStats) -> str:

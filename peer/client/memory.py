@@ -17,6 +17,8 @@ from covey.peer.memory.views import (
     ImportView,
     MemoryChange,
     MemoryStats,
+    PolicyRequest,
+    PolicyView,
     RecallView,
     SyncRequest,
     ValueView,
@@ -148,6 +150,41 @@ class MemoryClient(ABC):
         request = ForgetRequest(ids=ids, author=author, before_ms=before_ms, namespace=namespace)
         body = msgspec.json.encode(request)
         return self._call("POST", "/v1/memory/forget", body, ForgetView, wait_s=WORK_S)
+
+    def memory_policy(self, namespace: str, *, zone: str = "mesh") -> PolicyView:
+        """Return who may write in a namespace, and how much."""
+        return self._get(f"/v1/memory/policy{_query(namespace=namespace, zone=zone)}", PolicyView)
+
+    def set_memory_policy(
+        self,
+        namespace: str,
+        *,
+        zone: str = "mesh",
+        writers: Sequence[str] | None = None,
+        entries: int | None = None,
+        ttl_s: int | None = None,
+    ) -> PolicyView:
+        """Say who may write in a namespace, and how much; what is not named is open from now on.
+
+        Args:
+            namespace: which.
+            zone: of which zone.
+            writers: `admin`, `member`, `zone:NAME` or `peer:NAME`; whoever fits one may write.
+            entries: how many one author may hold of each lifetime.
+            ttl_s: when a text ends at the latest, from when it is written.
+
+        Raises:
+            Denied: this device is no admin.
+        """
+        request = PolicyRequest(
+            namespace=namespace,
+            zone=zone,
+            writers=None if writers is None else tuple(writers),
+            entries=entries,
+            ttl_s=ttl_s,
+        )
+        body = msgspec.json.encode(request)
+        return self._call("POST", "/v1/memory/policy", body, PolicyView, wait_s=WORK_S)
 
     def memory_sync(
         self, peer: str | None = None, *, timeout_s: float = 30.0, audit: bool = False

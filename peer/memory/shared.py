@@ -28,6 +28,7 @@ from .exchanging import Exchanging
 from .held import Held
 from .indexing import UNREADABLE, Indexer
 from .remembering import Remembering
+from .ruling import Ruling
 from .showing import value_views
 from .store import MemoryStore
 from .surroundings import Surroundings
@@ -41,6 +42,8 @@ from .views import (
     ImportView,
     MemoryChange,
     MemoryStats,
+    PolicyRequest,
+    PolicyView,
     RecallHit,
     RecallView,
     StepView,
@@ -75,7 +78,8 @@ class SharedMemory:
         self._remembering = Remembering(parts, memory, rows, index, held)
         self._erasing = Erasing(rows.compact)
         self._exchanging = Exchanging(parts, memory)
-        self._surveying = Surveying(memory, rows, index, self._exchanging)
+        self._ruling = Ruling(parts, memory, held)
+        self._surveying = Surveying(memory, rows, index, self._exchanging, self._ruling)
         self._carrying = Carrying(parts, memory, rows, held)
         memory.on_applied(self._applied)
 
@@ -281,6 +285,16 @@ class SharedMemory:
                 rows, namespace.id, self._parts.now_ms(), limit=1, author=author
             )
         return bool(listed)
+
+    # Who may write
+
+    def policy(self, namespace: str, zone: str) -> PolicyView:
+        """Return who may write in a namespace, and how much. See `Ruling.policy`."""
+        return self._ruling.policy(namespace, zone)
+
+    async def state_policy(self, request: PolicyRequest) -> PolicyView:
+        """Say who may write in a namespace, and how much. See `Ruling.state`."""
+        return await self._ruling.state(request)
 
     # Others, and the whole of it
 

@@ -228,6 +228,24 @@ class _StoredReplica(Replica):
         except _SIGNS_OF_DAMAGE as error:
             raise _damaged(self._rows, error) from error
 
+    def purge_after(
+        self,
+        namespace: NamespaceId,
+        start: bytes,
+        still_counts: Callable[[Entry], bool],
+        limit: int,
+    ) -> bytes | None:
+        try:
+            return super().purge_after(namespace, start, still_counts, limit)
+        except _SIGNS_OF_DAMAGE as error:
+            raise _damaged(self._rows, error) from error
+
+    def trim(self, namespace: NamespaceId, limit: int) -> bool:
+        try:
+            return super().trim(namespace, limit)
+        except _SIGNS_OF_DAMAGE as error:
+            raise _damaged(self._rows, error) from error
+
 
 # What the rules stumble over when rows do not agree: one that cannot be decoded, one that is not
 # there, an empty index of what is counted, a count below zero.

@@ -9,11 +9,11 @@ from covey.gossip.memory.checking import check_all
 from covey.gossip.memory.driver import Memory
 from covey.gossip.memory.entry import NAMESPACE_BYTES, SHORT_ID_BYTES, read_entry
 from covey.gossip.memory.namespace import Namespace
-from covey.gossip.memory.replica import Quotas
 from covey.gossip.memory.tables import Table
 
 from .exchanging import Exchanging
 from .indexing import Indexer
+from .ruling import Ruling
 from .store import MemoryStore
 from .views import MemoryStats, NamespaceView, VerifyView
 
@@ -22,12 +22,18 @@ class Surveying:
     """Looks at all that is held."""
 
     def __init__(
-        self, memory: Memory, rows: MemoryStore, index: Indexer, exchanging: Exchanging
+        self,
+        memory: Memory,
+        rows: MemoryStore,
+        index: Indexer,
+        exchanging: Exchanging,
+        ruling: Ruling,
     ) -> None:
         self._memory = memory
         self._rows = rows
         self._index = index
         self._exchanging = exchanging
+        self._ruling = ruling
 
     async def verify(self) -> VerifyView:
         """Check every signature, certificate, payload and index row against the signed headers."""
@@ -38,7 +44,7 @@ class Surveying:
 
         def check() -> VerifyView:
             with self._rows.reading() as rows:
-                found = check_all(rows, self._memory.mesh, namespaces, standing.judge, sizes)
+                found = check_all(rows, self._memory.mesh, namespaces, self._memory.judge, sizes)
             return VerifyView(
                 entries=found.entries,
                 payloads=found.payloads,
@@ -54,7 +60,11 @@ class Surveying:
     async def stats(self) -> MemoryStats:
         """Return the memory at a glance."""
         namespaces = self._memory.namespaces()
-        views = await trio.to_thread.run_sync(self._namespace_views, namespaces)
+        counted = await trio.to_thread.run_sync(self._namespace_views, namespaces)
+        views = [
+            msgspec.structs.replace(view, quota=policy.quota, policy=policy if policy.by else None)
+            for view, policy in zip(counted, map(self._ruling.view, namespaces), strict=True)
+        ]
         model = self._index.model()
         return MemoryStats(
             namespaces=tuple(views),
@@ -84,7 +94,6 @@ class Surveying:
                         shown=sum(1 for _ in rows.scan(Table.PAYLOAD, one.id)),
                         authors=len(authors),
                         newest_ms=read_entry(newest[1]).at_ms if newest is not None else None,
-                        quota=Quotas().entries,
                     )
                 )
         return views

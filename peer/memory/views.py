@@ -208,6 +208,40 @@ class ExchangeView(msgspec.Struct, frozen=True, kw_only=True):
     took_ms: float
 
 
+class PolicyRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What an admin says of a namespace: `POST /v1/memory/policy`. It takes the place of what was said
+    before: what is not named is open from now on.
+    """
+
+    namespace: str
+    zone: str = "mesh"
+    writers: tuple[str, ...] | None = None
+    """`admin`, `member`, `zone:NAME` or `peer:NAME`; whoever fits one writes. None: all in the zone."""
+    entries: int | None = None
+    """How many one author may hold of each lifetime, 1 to 10,000."""
+    ttl_s: int | None = None
+    """When a text ends at the latest, from when it is written."""
+
+
+class PolicyView(msgspec.Struct, frozen=True, kw_only=True):
+    """What holds in a namespace for what is written now: `GET /v1/memory/policy`."""
+
+    namespace: str
+    zone: str
+    writers: tuple[str, ...] | None
+    """As in PolicyRequest, peers by id."""
+    writer_names: tuple[str, ...] = ()
+    """The same, peers by what they call themselves."""
+    entries: int | None = None
+    ttl_s: int | None = None
+    quota: int = 0
+    """How many entries of one author and lifetime are held, with or without a policy."""
+    by: str = ""
+    """Who said so; empty: nobody, there is no policy."""
+    by_name: str = ""
+    at_ms: int | None = None
+
+
 class NamespaceView(msgspec.Struct, frozen=True, kw_only=True):
     """One namespace that this device holds."""
 
@@ -219,6 +253,8 @@ class NamespaceView(msgspec.Struct, frozen=True, kw_only=True):
     newest_ms: int | None = None
     quota: int = 0
     """How many of one author and lifetime it holds at most."""
+    policy: PolicyView | None = None
+    """What an admin says of it; None: nothing."""
 
 
 class MemoryStats(msgspec.Struct, frozen=True, kw_only=True):

@@ -794,7 +794,7 @@ class World:
         if not payload:
             raise Violation("content is sent as if it were control")
         neighbour = sender.spreading.neighbour(to)
-        if neighbour is not None and neighbour.books_unacknowledged:
+        if neighbour is not None and neighbour.turn_unacknowledged == 0:
             raise Violation("something is sent before the books are durable there")
 
     def check_books_came_first(self, link: Link, message: Message) -> None:

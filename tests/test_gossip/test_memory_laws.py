@@ -38,6 +38,7 @@ from test_gossip.memory_entries import (
 from test_gossip.memory_ideal import Ideal, ideal, place
 from test_gossip.memory_tables import DictTables
 
+from covey.gossip.memory.books import compose
 from covey.gossip.memory.entry import (
     AHEAD_MS_MAX,
     ID_BYTES,
@@ -52,6 +53,9 @@ from covey.gossip.memory.entry import (
 )
 from covey.gossip.memory.hybrid_clock import COUNTER_BITS, HybridClock
 from covey.gossip.memory.kinds import DAY_MS, Lifetime, Type
+from covey.gossip.memory.namespace import NAMESPACES, namespace_of
+from covey.gossip.memory.payload import SALT_BYTES, decode_payload
+from covey.gossip.memory.policies import Changed, Policies, Policy, Writers, policy_record
 from covey.gossip.memory.replica import (
     FORGETS_ID,
     Applied,
@@ -62,11 +66,13 @@ from covey.gossip.memory.replica import (
     Replica,
     bucket_of,
     index_rows,
+    is_counted_by_day,
     is_superseded,
     place_of,
 )
 from covey.gossip.memory.tables import Table
-from covey.identity.errors import Malformed
+from covey.identity.certificate import Member, Role
+from covey.identity.errors import Malformed, NotAdmitted
 from covey.identity.keys import Keypair
 from covey.identity.wire import encode_plain
 
@@ -281,6 +287,9 @@ class Peer:
         while self.pass_time(2):
             pass
         self.commit()
+
+    def trim(self, namespace: NamespaceId, limit: int) -> bool:
+        return self._replica.trim(namespace, limit)
 
     def purge(self, author: bytes, still_counts: Callable[[Entry], bool]) -> None:
         for namespace in (PUMPS, BOOK):
@@ -657,6 +666,137 @@ def test_a_purge_takes_exactly_what_does_not_count(
     peer.deliver_all(counting.values())
     assert (peer.held, peer.shown) == ideal(counting.values(), peer.now_ms, few)
     check_indexes(peer)
+
+
+# Policies
+
+
+class Policed(Peer):
+    """A device that does what the policies which it has heard of say."""
+
+    def __init__(self) -> None:
+        self.policies = Policies(MESH)
+        super().__init__(quotas=self.policies.quotas)
+
+    def deliver(self, arrival: Arrival) -> Fate:
+        return super().deliver(arrival) if self.lets_in(arrival.entry) else "full"
+
+    def lets_in(self, entry: Entry) -> bool:
+        if entry.header.namespace != PUMPS:
+            return True
+        try:
+            author = next(one for one in AUTHORS if one.public_key == entry.header.author)
+            self.policies.judge(entry, PUMPS_THERE, _members(author))
+        except NotAdmitted:
+            return False
+        return True
+
+    def hear(self, policy: Arrival) -> None:
+        assert policy.payload is not None
+        self._changed(
+            self.policies.learn(POLICY_BOOK, policy.entry, decode_payload(policy.payload))
+        )
+
+    def lose(self, policy: Arrival) -> None:
+        self._changed(self.policies.forget(POLICY_BOOK.id, policy.entry.key))
+
+    def _changed(self, changed: Changed | None) -> None:
+        if changed is None:
+            return
+        start: bytes | None = (changed.after + 1).to_bytes(8, "big")
+        while start is not None:
+            start = self._replica.purge_after(changed.namespace.id, start, self.lets_in, 3)
+            self.commit()
+        while self._replica.trim(changed.namespace.id, 2):
+            self.commit()
+        self.commit()
+
+
+POLICY_BOOK = namespace_of(MESH, "mesh", NAMESPACES)
+PUMPS_THERE = namespace_of(MESH, "mesh", "plant/pumps")
+
+
+def _members(author: Keypair) -> Member:
+    role: Role = "admin" if author is ADMIN else "member"
+    zones = frozenset({"east"}) if author is BOB else frozenset[str]()
+    return Member(author.peer_id, role, zones, START_MS, START_MS, START_MS)
+
+
+def _policy(at_ms: int, writers: Writers | None, entries: int | None, ttl_s: int | None) -> Arrival:
+    policy = Policy("plant/pumps", writers, entries, ttl_s)
+    clock = START_MS + at_ms << COUNTER_BITS
+    record = policy_record("mesh", policy)
+    return compose(ADMIN, MESH, POLICY_BOOK, (), clock, bytes(SALT_BYTES), record)
+
+
+POLICIES = st.lists(
+    st.builds(
+        _policy,
+        st.sampled_from(WRITTEN_AFTER_MS),
+        st.sampled_from([None, Writers(("admin",)), Writers(zones=("east",)), Writers()]),
+        st.sampled_from([1, 1, 2, 4, None]),
+        st.sampled_from([None, None, 30 * 86_400]),
+    ),
+    min_size=1,
+    max_size=4,
+)
+
+
+@LAW
+@given(ENTRIES, HISTORIES)
+def test_a_smaller_quota_leaves_what_it_would_have_let_in(
+    plans: list[Plan], history: list[Event]
+) -> None:
+    peer = Peer(quotas=lambda _: Quotas(4, 1))
+    peer.live(history, written(plans))
+
+    peer.quotas = few
+    peer.advance(1)
+    for namespace in (PUMPS, BOOK):
+        while peer.trim(namespace, 2):
+            pass
+    peer.settle()
+
+    check_ideal(peer)
+    check_indexes(peer)
+
+
+@LAW
+@given(ENTRIES, POLICIES, st.data())
+def test_peers_that_heard_policies_and_entries_in_any_order_are_alike_after_they_meet(
+    plans: list[Plan], policies: list[Arrival], data: st.DataObject
+) -> None:
+    entries = written(plans)
+    lost = data.draw(st.sets(st.integers(0, len(policies) - 1)))
+    kept = [one for at, one in enumerate(policies) if at not in lost]
+    peers = [Policed() for _ in range(3)]
+    for peer in peers:
+        for at in data.draw(st.permutations(range(len(policies) + 8))):
+            # What is written is heard in eight parts, before, between and after the policies.
+            if at < len(policies):
+                peer.hear(policies[at])
+            else:
+                which = data.draw(st.sampled_from([3, 5, 7]))
+                peer.deliver_all(
+                    one for index, one in enumerate(entries) if (index * which + at) % 8 < 3
+                )
+
+    for peer in peers:
+        for at in lost:
+            if policies[at] not in kept:
+                peer.lose(policies[at])
+    sync(*peers)
+
+    check_alike(*peers)
+    check_indexes(peers[0])
+    quota = peers[0].policies.quotas(PUMPS).entries
+    shares = Counter(bucket_of(entry) for _, entry in peers[0].entries() if _is_shared(entry))
+    assert max(shares.values(), default=0) <= quota
+    assert all(peers[0].lets_in(entry) for _, entry in peers[0].entries())
+
+
+def _is_shared(entry: Entry) -> bool:
+    return entry.header.namespace == PUMPS and not is_counted_by_day(entry)
 
 
 # What has one example, or few

@@ -61,6 +61,8 @@ MEMBERS = namespace_of(MESH, "mesh", "_mesh/members")
 REVOKED = namespace_of(MESH, "mesh", "_mesh/revoked")
 ADVERTS = namespace_of(MESH, "mesh", "_mesh/adverts")
 FINANCE = namespace_of(MESH, "eu", "finance")
+OF_EU = namespace_of(MESH, "eu", "_mesh/namespaces")
+LATER = namespace_of(MESH, "mesh", "_mesh/of-a-later-version")
 OWN = namespace_of(MESH, "device", "own")
 SETTINGS = SpreadSettings()
 UNTIL_MS = NOW_MS + MARGIN_MS
@@ -454,12 +456,15 @@ def test_contents_that_do_not_fit_hold_the_books_and_some_of_the_others() -> Non
     desk = Desk().in_step_with(GREATER)
     desk.held.hold(MEMBERS, *notes(1, namespace=MEMBERS))
     for number in range(ROWS_MAX + 5):
-        namespace = namespace_of(MESH, "mesh", f"n/{number}")
+        # Names of covey's own that any member may take have no room before the others.
+        namespace = namespace_of(MESH, "mesh", f"_n/{number}")
         desk.held.hold(namespace, *notes(1, namespace=namespace))
     ((_, contents),) = of_kind(desk.hear(GREATER, Ask(UNTIL_MS)), Contents)
     assert contents.whole is False
     assert len(contents.rows) == ROWS_MAX
     assert contents.rows[0].name == "_mesh/members"
+    in_order = sorted(f"_n/{number}" for number in range(ROWS_MAX + 5))
+    assert [row.name for row in contents.rows[1:]] != in_order[: ROWS_MAX - 1]
 
 
 def test_of_contents_that_are_not_whole_nothing_follows_for_what_they_do_not_name() -> None:
@@ -900,39 +905,55 @@ def test_a_namespace_that_the_other_refuses_is_left_out_and_the_rest_goes_on() -
 # The books first
 
 
-def test_nothing_else_is_sent_before_the_books_are_durable_there() -> None:
+BOOKS = pytest.mark.parametrize("of", [MEMBERS, LATER, OF_EU], ids=lambda one: one.name)
+
+
+@BOOKS
+def test_nothing_else_is_sent_before_the_books_are_durable_there(of: Namespace) -> None:
     desk = Desk().in_step_with(LESS)
-    book, other = notes(1, namespace=MEMBERS), notes(1)
+    book, other = notes(1, namespace=of), notes(1)
     desk.write(PUMPS, *other)
-    desk.write(MEMBERS, *book)
+    desk.write(of, *book)
     ((_, first),) = of_kind(desk.wait(SETTINGS.gather_s), Entries)
-    assert first.name == "_mesh/members"
+    assert first.name == of.name
     ((_, second),) = of_kind(desk.hear(LESS, Took(first.number)), Entries)
     assert second.name == PUMPS.name
 
 
-def test_nothing_else_is_asked_for_before_the_books_are_held() -> None:
+@BOOKS
+def test_nothing_else_is_asked_for_before_the_books_are_held(of: Namespace) -> None:
     desk = Desk().in_step_with(LESS)
-    book, other = notes(1, namespace=MEMBERS), notes(1)
-    assert len(desk.hear(LESS, offer(*book, namespace=MEMBERS))) == 1
+    book, other = notes(1, namespace=of), notes(1)
+    assert len(desk.hear(LESS, offer(*book, namespace=of))) == 1
     assert desk.hear(LESS, offer(*other)) == []
-    desk.hear(LESS, entries(1, *book, namespace=MEMBERS))
+    desk.hear(LESS, entries(1, *book, namespace=of))
     assert (LESS, want(*other)) in desk.take(*book)
 
 
-def test_nothing_else_is_compared_before_the_books_are_the_same() -> None:
+@BOOKS
+def test_nothing_else_is_compared_before_the_books_are_the_same(of: Namespace) -> None:
     desk = Desk()
     desk.link(LESS)
-    rows = tuple(Row("mesh", one.name, 1, OF_SOMETHING) for one in (PUMPS, MEMBERS))
+    rows = tuple(Row(one.zone, one.name, 1, OF_SOMETHING) for one in (PUMPS, of))
     ((_, step),) = of_kind(desk.hear(LESS, Contents(UNTIL_MS, rows, whole=True)), Compare)
-    assert step.name == "_mesh/members"
-    book = notes(1, namespace=MEMBERS)
+    assert step.name == of.name
+    book = notes(1, namespace=of)
     summary = Summary([book[0].entry.key])
     said = desk.hear(LESS, Compared(step.session, answer(summary, step.ranges)))
-    assert said == [(LESS, want(*book, namespace=MEMBERS))]
-    desk.hear(LESS, entries(1, *book, namespace=MEMBERS))
+    assert said == [(LESS, want(*book, namespace=of))]
+    desk.hear(LESS, entries(1, *book, namespace=of))
     ((_, next_step),) = of_kind(desk.take(*book), Compare)
     assert next_step.name == PUMPS.name
+
+
+def test_what_says_who_is_in_a_zone_goes_before_the_zones_own_book() -> None:
+    desk = Desk().in_step_with(LESS)
+    desk.write(OF_EU, *notes(1, namespace=OF_EU))
+    desk.write(MEMBERS, *notes(1, namespace=MEMBERS))
+    ((_, first),) = of_kind(desk.wait(SETTINGS.gather_s), Entries)
+    assert first.name == "_mesh/members"
+    ((_, second),) = of_kind(desk.hear(LESS, Took(first.number)), Entries)
+    assert (second.zone, second.name) == ("eu", "_mesh/namespaces")
 
 
 # The books first, on a new link
@@ -1052,6 +1073,24 @@ def test_the_books_are_named_first_and_the_rest_when_asked_again() -> None:
     assert (named([second]), second.whole) == (["_mesh/members", PUMPS.name], True)
 
 
+@pytest.mark.parametrize("peer", [LESS, GREATER])
+def test_a_zones_book_is_not_spoken_of_before_it_is_known_who_is_in_the_zone(
+    peer: PeerId,
+) -> None:
+    desk = Desk()
+    desk.held.hold(MEMBERS, *notes(1, namespace=MEMBERS))
+    desk.held.hold(OF_EU, *(held := notes(1, namespace=OF_EU)))
+    desk.link(peer, same_books=False)
+    desk.write(OF_EU, *notes(1, namespace=OF_EU, first=5))
+    said = desk.hear(peer, Digest(UNTIL_MS, OF_SOMETHING, answer=True))
+    if peer == LESS:  # the other would be through with the books itself, if it spoke of more
+        said += desk.hear(peer, want(*held, namespace=OF_EU))
+        said += desk.hear(peer, a_step(OF_EU))
+        said += desk.hear(peer, Contents(UNTIL_MS, (), whole=False))
+    said += desk.wait(SETTINGS.gather_s)
+    assert set(told(said)) == {"_mesh/members"}
+
+
 def test_a_book_that_is_not_named_is_one_that_the_other_has_nothing_of() -> None:
     desk = Desk()
     desk.held.hold(MEMBERS, *notes(1, namespace=MEMBERS))
@@ -1120,9 +1159,13 @@ def test_the_digest_of_the_books_is_of_all_that_every_member_holds_of_them_and_n
     other.held.hold(MEMBERS, book)
     other.held.hold(PUMPS, *notes(2))
     other.held.hold(ADVERTS, *notes(1, namespace=ADVERTS))
+    other.held.hold(OF_EU, *notes(1, namespace=OF_EU))
     assert one.spreading.books_digest() == other.spreading.books_digest() != empty
-    one.held.hold(MEMBERS, late)
-    assert one.spreading.books_digest() != other.spreading.books_digest()
+    for of in (MEMBERS, LATER):
+        one.held.hold(of, late)
+        assert one.spreading.books_digest() != other.spreading.books_digest()
+        other.held.hold(of, late)
+        assert one.spreading.books_digest() == other.spreading.books_digest()
 
 
 # Payloads

@@ -10,10 +10,20 @@ from hypothesis import strategies as st
 from test_gossip.members import ADMIN, ADMIN_CHAIN, MESH, NOW_MS, ROOT, key
 from test_gossip.memory_entries import note, register
 
+from covey.gossip.memory.books import Record, compose, learn, revocation_record
 from covey.gossip.memory.entry import NO_CERTIFICATE, Entry
 from covey.gossip.memory.hybrid_clock import COUNTER_BITS
 from covey.gossip.memory.kinds import Lifetime
-from covey.gossip.memory.namespace import DEVICE, MEMBERS, Namespace, namespace_of
+from covey.gossip.memory.namespace import (
+    ADVERTS,
+    DEVICE,
+    MEMBERS,
+    NAMESPACES,
+    REVOKED,
+    Namespace,
+    namespace_of,
+)
+from covey.gossip.memory.payload import SALT_BYTES, decode_payload
 from covey.gossip.memory.standing import Revocation, Standing, UnknownCertificate, certificate_id
 from covey.identity.certificate import SKEW_MS, Chain, issue, member_of
 from covey.identity.errors import NotAdmitted
@@ -331,7 +341,8 @@ def verdict_on(
         lifetime=lifetime,
         signed=False,
     ).entry
-    standing = heard(learned(ADMIN_CHAIN), learned(member(BOB, "east")), learned(member(CAROL)))
+    members = [ADMIN_CHAIN, SECOND_CHAIN, member(BOB, "east"), member(CAROL)]
+    standing = heard(*map(learned, members))
     try:
         return "by an admin" if standing.judge(entry, namespace) else "by a member"
     except NotAdmitted as error:
@@ -348,6 +359,13 @@ def test_an_entry_counts_while_its_authors_certificate_covers_its_time() -> None
 
 BOOK = namespace_of(MESH, "mesh", MEMBERS)
 OWN = namespace_of(MESH, DEVICE, "own")
+ADVERTS_HERE = namespace_of(MESH, "mesh", ADVERTS)
+# A later version's, or one that this version knows in another zone.
+LATER = namespace_of(MESH, "mesh", "_mesh/later")
+EASTS_BOOKS = [
+    namespace_of(MESH, "east", name) for name in (NAMESPACES, MEMBERS, ADVERTS, "_mesh/later")
+]
+DEVICES = namespace_of(MESH, DEVICE, NAMESPACES)
 
 
 @pytest.mark.parametrize(
@@ -366,6 +384,18 @@ OWN = namespace_of(MESH, DEVICE, "own")
         (ROOT, None, BOOK, Lifetime.BOOK, "by an admin"),
         (ROOT, None, PUMPS, Lifetime.NORMAL, "bad-chain"),
         (CAROL, None, BOOK, Lifetime.BOOK, "bad-chain"),
+        (CAROL, member(CAROL), ADVERTS_HERE, Lifetime.NORMAL, "by a member"),
+        (ADMIN, ADMIN_CHAIN, ADVERTS_HERE, Lifetime.BOOK, "lifetime"),
+        (ADMIN, ADMIN_CHAIN, DEVICES, Lifetime.BOOK, "lifetime"),
+        (ADMIN, ADMIN_CHAIN, LATER, Lifetime.BOOK, "by an admin"),
+        (ADMIN, ADMIN_CHAIN, LATER, Lifetime.NORMAL, "lifetime"),
+        (CAROL, member(CAROL), LATER, Lifetime.BOOK, "role"),
+        (CAROL, member(CAROL), LATER, Lifetime.NORMAL, "role"),
+        *[(SECOND, SECOND_CHAIN, one, Lifetime.BOOK, "by an admin") for one in EASTS_BOOKS],
+        *[(ADMIN, ADMIN_CHAIN, one, Lifetime.BOOK, "zone") for one in EASTS_BOOKS],
+        *[(BOB, member(BOB, "east"), one, Lifetime.BOOK, "role") for one in EASTS_BOOKS],
+        *[(BOB, member(BOB, "east"), one, Lifetime.NORMAL, "role") for one in EASTS_BOOKS],
+        (ROOT, None, EASTS_BOOKS[0], Lifetime.BOOK, "by an admin"),
     ],
 )
 def test_who_may_write_where(
@@ -395,3 +425,37 @@ def test_data_of_a_zone_goes_to_whom_the_newest_certificate_puts_in_it() -> None
     assert standing.may_read(BOB.peer_id, "west")
     revoked()(standing)
     assert not standing.may_read(BOB.peer_id, "mesh")
+
+
+@pytest.mark.parametrize(("zone", "is_in"), [("mesh", False), ("east", True)])
+def test_a_zones_own_book_says_nothing_of_who_is_a_member(zone: str, is_in: bool) -> None:
+    standing = heard(learned(member(BOB)), learned(SECOND_CHAIN))
+    word = Revocation(1, BOB.public_key, clock_at(NOW_MS), "purge")
+    book = namespace_of(MESH, zone, REVOKED)
+    record = Record(REVOKED, "a key", revocation_record(word), zone=zone)
+    said = compose(SECOND, MESH, book, SECOND_CHAIN, clock_at(NOW_MS), bytes(SALT_BYTES), record)
+    assert said.payload is not None
+
+    learn(standing, book, said.entry, decode_payload(said.payload))
+
+    assert is_member(standing) is is_in
+
+
+def test_namespaces_stand_in_one_order_for_ever_since_digests_are_over_them_in_it() -> None:
+    in_order = [
+        ("mesh", "_mesh/members", 0),
+        ("mesh", "_mesh/revoked", 0),
+        ("mesh", "_mesh/invites", 0),
+        ("mesh", "_mesh/later", 0),
+        ("mesh", "_mesh/namespaces", 0),
+        ("east", "_mesh/members", 1),
+        ("east", "_mesh/namespaces", 1),
+        ("west", "_mesh/adverts", 1),
+        ("mesh", "_mesh/adverts", 2),
+        ("device", "_mesh/namespaces", 2),
+        ("east", "plant/pumps", 2),
+        ("mesh", "_zone/east/adverts", 2),
+        ("mesh", "plant/pumps", 2),
+    ]
+    namespaces = [namespace_of(MESH, zone, name) for zone, name, _ in reversed(in_order)]
+    assert [(one.zone, one.name, one.turn) for one in sorted(namespaces)] == in_order

@@ -83,10 +83,15 @@ class Device:
 
 
 @asynccontextmanager
-async def devices(*names: str) -> AsyncGenerator[list[Device]]:
-    """Devices of these names and one clock; the first has founded a mesh. They end with the block."""
+async def devices(*names: str, zones: tuple[str, ...] = ()) -> AsyncGenerator[list[Device]]:
+    """Devices of these names and one clock; the first has founded a mesh, and is in these zones.
+
+    They end with the block.
+    """
     path, clock = Path(tempfile.mkdtemp(prefix="cv")), SetClock()
-    made = [_made(path, name, clock, founds=name == names[0]) for name in names]
+    first, *others = names
+    made = [_made(path, first, clock, founds=True, zones=zones)]
+    made += [_made(path, name, clock) for name in others]
     try:
         yield made
         for device in made:
@@ -95,12 +100,15 @@ async def devices(*names: str) -> AsyncGenerator[list[Device]]:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def _made(path: Path, name: str, clock: SetClock, *, founds: bool) -> Device:
+def _made(
+    path: Path, name: str, clock: SetClock, *, founds: bool = False, zones: tuple[str, ...] = ()
+) -> Device:
     home = Home(path / name)
     begun = begin(
         home,
         name=name,
         found="plant" if founds else None,
+        zones=zones,
         labels={},
         data={},
         listen="127.0.0.1",

@@ -92,6 +92,7 @@ def test_all_commands_are_there() -> None:
         *("covey remember", "covey recall", "covey memory", "covey memory ls"),
         *("covey memory show", "covey memory get", "covey memory history", "covey memory forget"),
         *("covey memory export", "covey memory import", "covey memory stats"),
+        "covey memory policy",
         *("covey memory sync", "covey memory verify", "covey memory watch"),
         *("covey pending", "covey approve", "covey deny", "covey members"),
         *("covey admit", "covey revoke", "covey renew"),

@@ -24,7 +24,7 @@ import pytest
 import trio
 from test_peer.daemons import PATIENCE_S, running_peer, short_folder
 
-from covey.identity.errors import Unavailable
+from covey.identity.errors import NotAdmitted, Unavailable
 from covey.peer.api.routes import make_app
 from covey.peer.api.server import serve_app
 from covey.peer.cli import memory_text
@@ -41,6 +41,9 @@ from covey.peer.memory.views import (
     ForgetRequest,
     ForgetView,
     ImportView,
+    NamespaceView,
+    PolicyRequest,
+    PolicyView,
     RecallHit,
     RecallView,
     SourceView,
@@ -175,6 +178,61 @@ def test_all_that_is_known_of_an_entry_is_shown() -> None:
         "method     summarize",
         "made from  cdcdcdcdcdcd",
     ]
+
+
+NO_POLICY = PolicyView(namespace="plant/pumps", zone="mesh", writers=None, quota=10_000)
+BY = {"by": "12D3KooWgateway", "by_name": "gateway", "at_ms": NOW_MS - 60_000}
+ALL_LIMITS = (
+    "admins, members, members of zone east, line-7 may write; 500 entries of each author and "
+    "lifetime; texts end after 30 days"
+)
+POLICIES: dict[str, tuple[dict[str, Any], str, str]] = {
+    "none": ({}, "", "none: every member of zone mesh writes, 10,000 entries of each author"),
+    "lifted": (
+        BY,
+        "",
+        (
+            "none: every member of zone mesh writes, 10,000 entries of each author; "
+            "lifted by gateway, 1 minute ago"
+        ),
+    ),
+    "everything": (
+        {
+            "writers": ("admin", "member", "zone:east", "peer:12D3KooWline7"),
+            "writer_names": ("admin", "member", "zone:east", "peer:line-7"),
+            "entries": 500,
+            "ttl_s": 30 * 86_400,
+            **BY,
+        },
+        ALL_LIMITS,
+        f"{ALL_LIMITS}; by gateway, 1 minute ago; for what is written since",
+    ),
+    "nobody": (
+        {"writers": (), **BY},
+        "nobody may write",
+        "nobody may write; by gateway, 1 minute ago; for what is written since",
+    ),
+    "a quota alone": (
+        {"entries": 1, "zone": "east", **BY},
+        "1 entry of each author and lifetime",
+        (
+            "every member of zone east writes; 1 entry of each author and lifetime; by gateway, "
+            "1 minute ago; for what is written since"
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize(("fields", "cell", "says"), POLICIES.values(), ids=POLICIES)
+def test_a_policy_says_who_writes_how_much_and_by_whose_word(
+    fields: dict[str, Any], cell: str, says: str
+) -> None:
+    view = msgspec.structs.replace(NO_POLICY, **fields)
+    assert memory_text.policy_text(view, NOW_MS) == says
+    held = NamespaceView(
+        name="plant/pumps", zone="mesh", entries=9, shown=7, authors=2, policy=view
+    )
+    assert memory_text.held(held, NOW_MS) == ["plant/pumps", "mesh", "7", "9", "2", "", cell]
 
 
 def standing(type_: str, value: Any, **fields: Any) -> ValueView:
@@ -458,6 +516,34 @@ def test_forgetting_asks_on_a_terminal_and_does_nothing_without_a_yes(
 
 
 @pytest.mark.end_to_end
+def test_an_admin_says_who_writes_where_and_lifts_it_again(peer: LocalPeer, run: Run) -> None:
+    everybody = "every member of zone mesh writes, 10,000 entries of each author"
+    assert run(peer.home, "memory", "policy", "rule/a").out == f"none: {everybody}\n"
+
+    limits = ("--writers", "zone:mesh", "--writers", "peer:solo", "--entries", "5", "--ttl", "2d")
+    told = run(peer.home, "memory", "policy", "rule/a", *limits)
+    assert (told.code, told.err) == (0, "")
+    assert told.out == run(peer.home, "memory", "policy", "rule/a").out
+    assert told.out == (
+        "members of zone mesh, solo may write; 5 entries of each author and lifetime; "
+        "texts end after 2 days; by solo, just now; for what is written since\n"
+    )
+    told = run(peer.home, "remember", "rule/a", "for a week", "--ttl", "7d")
+    assert (told.code, told.out) == (2, "")
+    assert "in rule/a a text ends after 172800 s at the latest, by the policy of" in told.err
+    assert "give it a ttl of no more, or none" in told.err
+    written = peer.client.remember("rule/a", "for two days")
+    assert written.expires_ms - written.at_ms == pytest.approx(2 * DAY_MS, abs=2_000)
+    rows = run(peer.home, "memory", "stats").out.splitlines()
+    assert any(row.startswith("rule/a") and "solo may write; 5 entries" in row for row in rows)
+
+    assert run(peer.home, "memory", "policy", "rule/a", "--open").out == (
+        f"none: {everybody}; lifted by solo, just now\n"
+    )
+    assert run(peer.home, "remember", "rule/a", "for a week", "--ttl", "7d").code == 0
+
+
+@pytest.mark.end_to_end
 def test_an_export_is_written_whole_and_taken_in_again(
     peer: LocalPeer, run: Run, tmp_path: Path
 ) -> None:
@@ -516,6 +602,8 @@ def test_watching_shows_what_is_remembered_and_what_goes(peer: LocalPeer) -> Non
         (("memory",), "EntryList"),
         (("memory", "ls"), "EntryList"),
         (("memory", "stats"), "MemoryStats"),
+        (("memory", "policy", "json/a"), "Policy"),
+        (("memory", "policy", "json/a", "--writers", "admin"), "Policy"),
         (("memory", "verify"), "Verified"),
         (("memory", "sync"), "ExchangeList"),
         (("memory", "forget", "--author", "solo", "--namespace", "json/a"), "Forgotten"),
@@ -562,6 +650,13 @@ BAD: dict[str, tuple[list[str], int, str]] = {
         ["memory", "forget", "--author", "x", "--before", "2026-13-01"], 2, "no time",
     ),
     "an author nobody knows": (["memory", "forget", "--author", "nobody"], 4, "covey peers"),
+    "two ways to rule": (["memory", "policy", "a", "--open", "--entries", "5"], 2, "--open lifts"),
+    "a writer that is none": (["memory", "policy", "a", "--writers", "all"], 2, "zone:NAME or peer:NAME"),
+    "a writer nobody knows": (["memory", "policy", "a", "--writers", "peer:x"], 4, "covey peers"),
+    "too much to hold": (["memory", "policy", "a", "--entries", "10001"], 2, "1<=x<=10000"),
+    "a policy of covey's own": (["memory", "policy", "_mesh/x", "--open"], 2, "covey's own"),
+    "a policy of another zone": (["memory", "policy", "a", "--zone", "z"], 2, "covey invite"),
+    "a policy of this device": (["memory", "policy", "a", "--zone", "device"], 2, "stays on this"),
     "a file to import that is not there": (["memory", "import", "/nope"], 2, "cannot be read"),
     "a file to import that is none": (["memory", "import", "/etc/passwd"], 2, "line 1 of"),
     "a folder to export to that is not there": (["memory", "export", "-o", "/nope/a"], 8, "/nope/a"),
@@ -620,6 +715,10 @@ class Canned(SharedMemory):
         self, question: str, k: int, namespace: str | None, author: str | None
     ) -> RecallView:
         return self.recalled
+
+    async def state_policy(self, request: PolicyRequest) -> PolicyView:
+        self.asked.append(request)
+        raise NotAdmitted("role", "only admins say who writes in a; ask one, see: covey members")
 
     async def forget(self, request: ForgetRequest) -> ForgetView:
         self.asked.append(request)
@@ -747,6 +846,15 @@ def test_what_limits_an_answer_is_noted_beside_it(run: Run) -> None:
     assert told.code == 0
     assert "conflict: line-7, " in told.out
     assert told.err == "note: the index is being made\n"
+
+
+def test_who_is_no_admin_is_told_whom_to_ask(run: Run) -> None:
+    memory = Canned()
+    with served(memory) as home:
+        told = run(home, "memory", "policy", "a", "--zone", "east", "--writers", "admin")
+    assert memory.asked == [PolicyRequest(namespace="a", zone="east", writers=("admin",))]
+    assert (told.code, told.out) == (5, "")
+    assert told.err == "covey: only admins say who writes in a; ask one, see: covey members\n"
 
 
 def test_nothing_found_is_an_error_also_as_json(run: Run) -> None:

@@ -477,6 +477,11 @@ def test_what_a_program_remembers_it_can_ask_for_in_every_way(peer: LocalPeer) -
     assert client.memory_entry(note.id).state == "forgotten"
     assert client.memory_verify().problems == ()
     assert client.memory_stats().entries >= 3
+    assert client.memory_policy("plant/valves").by == ""
+    said = client.set_memory_policy("plant/valves", writers=["admin"], entries=9, ttl_s=60)
+    assert (said.writers, said.entries, said.ttl_s, said.quota) == (("admin",), 9, 60, 9)
+    assert said == client.memory_policy("plant/valves")
+    assert client.set_memory_policy("plant/valves").writers is None
     assert client.memory_sync(timeout_s=1) == []
 
 

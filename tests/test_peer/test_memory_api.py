@@ -324,6 +324,17 @@ BAD: dict[str, tuple[str, Any, int, str]] = {
     "an id to forget that nothing has": (
         "POST /v1/memory/forget", {"ids": ["00000000"]}, 404, "covey memory ls",
     ),
+    "no namespace to rule": ("GET /v1/memory/policy", None, 400, "'namespace'"),
+    "nothing to rule": ("POST /v1/memory/policy", {}, 400, "namespace"),
+    "a writer that is none": (
+        "POST /v1/memory/policy", {"namespace": "a", "writers": ["all"]}, 400, "peer:NAME",
+    ),
+    "room for nothing": ("POST /v1/memory/policy", {"namespace": "a", "entries": 0}, 400, ">= 1"),
+    "a ttl of nothing": ("POST /v1/memory/policy", {"namespace": "a", "ttl_s": 0}, 400, ">= 1"),
+    "a zone of no name": (
+        "POST /v1/memory/policy", {"namespace": "a", "writers": ["zone:"]}, 400, "length >= 1",
+    ),
+    "a policy with a wildcard": ("POST /v1/memory/policy", {"namespace": "a/*"}, 400, "wildcard"),
     "a wait of no time": ("POST /v1/memory/sync", {"timeout_s": 0}, 400, "timeout_s"),
     "a wait without end": ("POST /v1/memory/sync", {"timeout_s": 601}, 400, "at most 600"),
     "a peer nobody knows": ("POST /v1/memory/sync", {"peer": "nobody"}, 404, "covey peers"),
