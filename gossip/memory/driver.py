@@ -6,49 +6,49 @@ written here or brought by a peer, is told to `Spreading`, to the books, and to 
 """
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from random import Random
-from typing import Protocol, TypeVar, assert_never
+from typing import TypeVar, assert_never
 
 import trio
 
 from covey.gossip.network import LinkDown, LinkUp, Network
 from covey.identity.certificate import Chain
 from covey.identity.envelope import MeshId
-from covey.identity.errors import CoveyError, Malformed, Misuse, NotAdmitted, Unavailable
+from covey.identity.errors import Malformed, Misuse, NotAdmitted, Unavailable
 from covey.identity.keys import Keypair, PeerId, peer_id_of, public_key_of
 from covey.identity.wire import decode, encode
 
 from . import books
+from .book_reading import BookReading, Said
 from .commands import Command
 from .effects import Effect, Ingest, Ingested, Say, StepChanged
 from .entry import (
     CLOCK_BYTES,
     HASH_BYTES,
-    ID_BYTES,
     KEY_BYTES_TOTAL,
     SHORT_ID_BYTES,
     Entry,
     Key,
     NamespaceId,
-    check_payload,
-    open_entry,
-    read_entry,
 )
+from .held_rows import HeldRows
 from .hybrid_clock import HybridClock, stamp_of
 from .kinds import Lifetime
 from .messages import CHANNEL, Item
-from .namespace import MESH, NAMESPACES, Namespace, NamespaceRecord, namespace_of
+from .namespace import MESH, Namespace, NamespaceRecord, namespace_of
+from .opening import Checked, check_items
 from .payload import SALT_BYTES, decode_payload
 from .policies import Changed, Policies
 from .redating import is_ahead, redate
+from .rejudging import Rejudging
 from .replica import Applied, Arrival, Replica
+from .rows import Rows
 from .spreading import Spreading
-from .standing import Revocation, Standing, UnknownCertificate, certificate_id
-from .summary import END, Summary
-from .tables import Reading, Table, Tables
+from .standing import Standing, UnknownCertificate, certificate_id
+from .summary import END
+from .tables import Table, Tables
 from .writing import Writer
 
 log = logging.getLogger(__name__)
@@ -63,47 +63,6 @@ PARKED_MAX = 1_000
 # What is past its time is looked for this often, by all peers alike (MEMORY 4.5, R5).
 PASS_TIME_S = 600.0
 APPLY_MAX = 256
-# What is judged anew holds the writer for about 5 ms at a time: who writes waits no longer.
-JUDGED_AT_ONCE = 500
-
-
-class Rows(Protocol):
-    """The store of the memory; `peer/memory/store.py` has the real one."""
-
-    @property
-    def summaries(self) -> Mapping[NamespaceId, Summary]:
-        """What is held, by namespace; follows what is durable."""
-        ...
-
-    def reading(self) -> AbstractContextManager[Reading]:
-        """Give the rows as they are now, for a moment: not over an await."""
-        ...
-
-    async def run(self, job: Callable[[Replica, Tables], T]) -> T:
-        """Run a job in one transaction; return what it returned once that is durable.
-
-        Raises:
-            Unavailable: the disk did not take it.
-        """
-        ...
-
-    async def pass_time(self) -> None:
-        """Drop what is over its time."""
-        ...
-
-    def on_applied(self, handler: Callable[[Applied], None]) -> None:
-        """Call `handler` on the trio thread with each transaction's changes, in order, once durable."""
-        ...
-
-
-@dataclass(slots=True)
-class _Checked:
-    """What came of a batch's form and signatures."""
-
-    entries: list[tuple[Entry, bytes | None]] = field(
-        default_factory=lambda: list[tuple[Entry, bytes | None]]()
-    )
-    bad: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,8 +138,8 @@ class Memory:
         # Those that something was written into since start, durable or not; written by the store's
         # thread.
         self._named: dict[NamespaceId, Namespace] = {}
-        # Of books, what could not be read when it came.
-        self._unread: list[tuple[Namespace, list[Key]]] = []
+        self._books = BookReading(rows, standing, self.policies)
+        self._rejudging = Rejudging(rows, standing, self.judge, self.namespaces)
         self._held = HeldRows(rows, self._namespaces)
         self.spreading = Spreading(self._me, mesh, self._held, standing.may_read, random)
         self._due = trio.Event()
@@ -205,8 +164,8 @@ class Memory:
             nursery.start_soon(self._tick)
             nursery.start_soon(self._pass_time)
             # A crash may have come between a revocation and what follows from it.
-            nursery.start_soon(self._purge, self.standing.revoked())
-            nursery.start_soon(self._judge_anew, self.policies.all_changed())
+            nursery.start_soon(self._rejudging.by_revocations, self.standing.revoked())
+            nursery.start_soon(self._rejudging.by_policies, self.policies.all_changed())
             task_status.started()
 
     # For those above
@@ -332,7 +291,7 @@ class Memory:
             self._clock.last = max(self._clock.last, before)
             raise
         # By its new time another policy may be in force for it.
-        await self._judge_anew(self.policies.all_changed())
+        await self._rejudging.by_policies(self.policies.all_changed())
         return redated
 
     async def write_records(self, records: Sequence[books.Record]) -> list[Arrival]:
@@ -504,7 +463,7 @@ class Memory:
         )
         self._carry_out(self.spreading.ingested(done, trio.current_time(), self._now_ms()))
 
-    async def _check(self, items: Sequence[Item]) -> _Checked:
+    async def _check(self, items: Sequence[Item]) -> Checked:
         """Check form, signatures and payloads, in threads."""
         parts = [
             await trio.to_thread.run_sync(
@@ -513,10 +472,10 @@ class Memory:
             for chunk in _chunks(items, CHECK_CHUNK)
         ]
         bad = next((part.bad for part in parts if part.bad is not None), None)
-        return _Checked([one for part in parts for one in part.entries], bad)
+        return Checked([one for part in parts for one in part.entries], bad)
 
     async def _judge_and_apply(
-        self, namespace: Namespace, checked: _Checked, sender: PeerId | None
+        self, namespace: Namespace, checked: Checked, sender: PeerId | None
     ) -> _Taken:
         arrivals: list[Arrival] = []
         taken = _Taken()
@@ -584,7 +543,7 @@ class Memory:
 
     async def _unpark(self, waiting: Sequence[_Parked]) -> None:
         for one in waiting:
-            checked = _Checked([(one.entry, one.payload)])
+            checked = Checked([(one.entry, one.payload)])
             try:
                 await self._judge_and_apply(one.namespace, checked, one.sender)
             except Unavailable as error:
@@ -595,163 +554,55 @@ class Memory:
     def _applied(self, applied: Applied) -> None:
         now = trio.current_time()
         changed: list[Changed] = []
-        for namespace_id, keys in _by_namespace(applied.removed).items():
-            if (namespace := self._known_namespace(namespace_id)) is not None:
-                self._carry_out(self.spreading.removed(namespace, keys, now))
-                if namespace.is_book:
-                    told = (self.policies.forget(namespace_id, key) for key in keys)
-                    changed += [one for one in told if one is not None]
+        for namespace, keys in self._by_namespace(applied.removed):
+            self._carry_out(self.spreading.removed(namespace, keys, now))
+            if namespace.is_book:
+                changed += self._books.went(namespace, keys)
         gone = set(applied.removed)
         fresh = [one for one in applied.added if one not in gone]
-        for namespace_id, keys in _by_namespace(fresh).items():
-            if (namespace := self._known_namespace(namespace_id)) is None:
-                continue
+        for namespace, keys in self._by_namespace(fresh):
             by_source: dict[PeerId | None, list[Key]] = {}
             for key in keys:
                 by_source.setdefault(self._sources.get(key), []).append(key)
             for source, brought in by_source.items():
                 self._carry_out(self.spreading.written(namespace, brought, source, now))
             if namespace.is_book:
-                self._unread.append((namespace, keys))
-        changed += self._read_unread()
-        if changed and self._nursery is not None:
-            self._nursery.start_soon(self._judge_anew, changed)
+                self._books.came(namespace, keys)
+        said = self._books.read()
+        self._follow(Said(said.revocations, changed + said.policies))
         for watcher in self._applied_watchers:
             watcher(applied)
         for _, author in applied.doubled:
             log.warning("memory.author_doubled", extra={"author": author.hex()})
+
+    def _by_namespace(
+        self, keys: Iterable[tuple[NamespaceId, Key]]
+    ) -> Iterable[tuple[Namespace, list[Key]]]:
+        found: dict[NamespaceId, list[Key]] = {}
+        for namespace_id, key in keys:
+            found.setdefault(namespace_id, []).append(key)
+        for namespace_id, of_it in found.items():
+            if (namespace := self._known_namespace(namespace_id)) is not None:
+                yield namespace, of_it
+
+    def _follow(self, said: Said) -> None:
+        """Let follow what the books say, and what certificates came with what was taken in."""
+        if self._nursery is None:
+            return
+        ready = [one for one in self._parked if self.standing.certificate(one) is not None]
+        for certificate in ready:
+            self._nursery.start_soon(self._unpark, self._parked.pop(certificate))
+        for revocation in said.revocations:
+            subject = peer_id_of(revocation.subject)
+            self._nursery.start_soon(self._rejudging.by_revocations, [subject])
+        if said.policies:
+            self._nursery.start_soon(self._rejudging.by_policies, said.policies)
 
     def _known_namespace(self, namespace_id: NamespaceId) -> Namespace | None:
         known = self._namespaces.get(namespace_id)
         if known is None and (known := self._named.get(namespace_id)) is not None:
             self._namespaces[namespace_id] = known
         return known
-
-    def _read_unread(self) -> list[Changed]:
-        """Learn what entries of the books say, now that they are durable; return what policies changed.
-
-        What the disk does not give now is tried again with whatever is written next, and at the next
-        start.
-        """
-        unread, self._unread = self._unread, []
-        changed: list[Changed] = []
-        for namespace, keys in unread:
-            try:
-                changed += self._read_books(namespace, keys)
-            except Unavailable as error:
-                self._unread.append((namespace, keys))
-                why = f"{error}; if it goes on, look at the disk and start covey again"
-                log.error("memory.books_put_off", extra={"book": namespace.name, "why": why})
-        return changed
-
-    def _read_books(self, namespace: Namespace, keys: Iterable[Key]) -> list[Changed]:
-        """Learn what entries of the books say; return what policies changed.
-
-        Raises:
-            Unavailable: the disk does not give them.
-        """
-        with self._rows.reading() as reading:
-            rows = [
-                (
-                    reading.get(Table.ENTRY, namespace.id + key),
-                    reading.get(Table.PAYLOAD, namespace.id + key),
-                )
-                for key in keys
-            ]
-        revocations: list[Revocation] = []
-        changed: list[Changed] = []
-        for header, data in rows:
-            if header is None or data is None:
-                continue
-            try:
-                entry, payload = read_entry(header), decode_payload(data)
-                books.learn_author(self.standing, namespace, data)
-                found = books.learn(self.standing, namespace, entry, payload)
-                if namespace.name == NAMESPACES:
-                    told = self.policies.learn(namespace, entry, payload)
-                    changed += [told] if told is not None else []
-            except (Malformed, NotAdmitted) as error:
-                log.warning("memory.book_unread", extra={"why": str(error)})
-                continue
-            if found is not None:
-                revocations.append(found)
-        self._learned()
-        for revocation in revocations:
-            if self._nursery is not None:
-                self._nursery.start_soon(self._purge, [peer_id_of(revocation.subject)])
-        return changed
-
-    def _learned(self) -> None:
-        """Certificates may have come that entries wait for."""
-        ready = [one for one in self._parked if self.standing.certificate(one) is not None]
-        for certificate in ready:
-            waiting = self._parked.pop(certificate)
-            if self._nursery is not None:
-                self._nursery.start_soon(self._unpark, waiting)
-
-    async def _purge(self, subjects: Sequence[PeerId]) -> None:
-        """Take out what counts no more: of who was revoked, and of whom a revoked admin signed.
-
-        Queued behind all that was judged before.
-        """
-        authors = set(subjects).union(*map(self.standing.resting_on, subjects))
-        keys = [public_key_of(author) for author in sorted(authors)]
-        try:
-            for namespace in self.namespaces() if keys else ():
-                await self._rows.run(self._purge_job(namespace, keys))
-        except Unavailable as error:
-            log.error("memory.purge_failed", extra={"why": str(error)})
-
-    def _purge_job(
-        self, namespace: Namespace, authors: Sequence[bytes]
-    ) -> Callable[[Replica, Tables], None]:
-        def job(replica: Replica, _: Tables) -> None:
-            for author in authors:
-                replica.purge(namespace.id, author, self._still_counting(namespace))
-
-        return job
-
-    async def _judge_anew(self, changed: Sequence[Changed]) -> None:
-        """Take out what the policies that hold now do not allow, and then what is beyond their quotas.
-
-        Queued behind all that was judged before.
-        """
-        try:
-            for one in changed:
-                start: bytes | None = (one.after + 1).to_bytes(CLOCK_BYTES, "big")
-                while start is not None:
-                    start = await self._rows.run(self._judge_job(one.namespace, start))
-                while await self._rows.run(self._trim_job(one.namespace)):
-                    pass
-        except Unavailable as error:
-            log.error("memory.policy_put_off", extra={"why": str(error)})
-
-    def _judge_job(
-        self, namespace: Namespace, start: bytes
-    ) -> Callable[[Replica, Tables], bytes | None]:
-        def job(replica: Replica, _: Tables) -> bytes | None:
-            counts = self._still_counting(namespace)
-            return replica.purge_after(namespace.id, start, counts, JUDGED_AT_ONCE)
-
-        return job
-
-    def _trim_job(self, namespace: Namespace) -> Callable[[Replica, Tables], bool]:
-        def job(replica: Replica, _: Tables) -> bool:
-            return replica.trim(namespace.id, JUDGED_AT_ONCE)
-
-        return job
-
-    def _still_counting(self, namespace: Namespace) -> Callable[[Entry], bool]:
-        def still_counts(entry: Entry) -> bool:
-            try:
-                self.judge(entry, namespace)
-            except NotAdmitted:
-                return False
-            except UnknownCertificate:
-                return True
-            return True
-
-        return still_counts
 
     def _take_up_stored(self) -> None:
         """Read the books and where the clock stood, at start."""
@@ -769,64 +620,7 @@ class Memory:
         for namespace in self.namespaces():
             if namespace.is_book:
                 held = self._held.summary(namespace.id)
-                self._read_books(namespace, held.keys(b"", END))
-
-
-class HeldRows:
-    """What this peer holds, for `Spreading`."""
-
-    def __init__(self, rows: Rows, namespaces: Mapping[NamespaceId, Namespace]) -> None:
-        self._rows = rows
-        self._namespaces = namespaces
-        self._empty = Summary()
-        self._salted: tuple[tuple[object, ...], Summary] | None = None
-
-    def namespaces(self) -> Iterable[Namespace]:
-        """Return every namespace in which something is held, or was."""
-        return self._namespaces.values()
-
-    def summary(self, namespace: NamespaceId) -> Summary:
-        """Return the keys of a namespace; empty if nothing is held."""
-        return self._rows.summaries.get(namespace, self._empty)
-
-    def salted(self, namespace: NamespaceId, salt: bytes) -> Summary:
-        """Return the same under a salt; the last one asked for is kept."""
-        plain = self.summary(namespace)
-        # One may have come for another that went: the count alone does not tell.
-        of = (namespace, salt, plain.fingerprint(b"", END))
-        if self._salted is None or self._salted[0] != of:
-            self._salted = (of, Summary(plain.keys(b"", END), salt=salt))
-        return self._salted[1]
-
-    def items(self, namespace: NamespaceId, keys: Sequence[Key], limit_bytes: int) -> list[Item]:
-        """Return the entries of the first keys, as many as fit, at least one."""
-        items: list[Item] = []
-        size = 0
-        with self._rows.reading() as reading:
-            for key in keys:
-                header = reading.get(Table.ENTRY, namespace + key) or b""
-                payload = reading.get(Table.PAYLOAD, namespace + key)
-                size += len(header) + len(payload or b"")
-                if items and size > limit_bytes:
-                    break
-                items.append(Item(header, payload))
-        return items
-
-    def find(self, namespace: NamespaceId, short_ids: Sequence[bytes]) -> list[Key]:
-        """Return the keys of those that are held."""
-        with self._rows.reading() as reading:
-            found = [reading.get(Table.SHORT, namespace + one) for one in short_ids]
-        return [Key(key) for key in found if key is not None]
-
-    def unpaid(self, namespace: NamespaceId, limit: int) -> list[bytes]:
-        """Return short ids of entries whose payload is missing."""
-        short_ids: list[bytes] = []
-        with self._rows.reading() as reading:
-            for row, _ in reading.scan(Table.WANTED, namespace):
-                short_ids.append(row[-ID_BYTES:][:SHORT_ID_BYTES])
-                if len(short_ids) == limit:
-                    break
-        return short_ids
+                self._books.read_book(namespace, held.keys(b"", END), Said())
 
 
 _OWN = {
@@ -842,31 +636,6 @@ _FATES = {
     "early": "it is dated too far ahead of this peer's clock; offered again later, it may be taken",
     "over": "it is older than its kind is kept",
 }
-
-
-def check_items(items: Sequence[Item], mesh: MeshId) -> _Checked:
-    """Return the entries whose form, signature and payload hold. Pure; for a worker thread."""
-    checked = _Checked()
-    for item in items:
-        try:
-            entry = open_entry(item.header, mesh=mesh)
-            payload = item.payload
-            if not entry.header.payload_bytes:
-                payload = None
-            elif payload is not None:
-                check_payload(entry, payload)
-        except CoveyError as error:
-            checked.bad = str(error)
-            continue
-        checked.entries.append((entry, payload))
-    return checked
-
-
-def _by_namespace(keys: Iterable[tuple[NamespaceId, Key]]) -> dict[NamespaceId, list[Key]]:
-    found: dict[NamespaceId, list[Key]] = {}
-    for namespace, key in keys:
-        found.setdefault(namespace, []).append(key)
-    return found
 
 
 def _chunks(items: Sequence[T], size: int) -> Iterable[Sequence[T]]:

@@ -258,16 +258,6 @@ class Standing:
         check_time(best.member, now_ms)
         return best.member
 
-    def still_counts(self, entry: Entry, namespace: Namespace) -> bool:
-        """Tell whether an entry that counted before a revocation came counts after it."""
-        try:
-            self.judge(entry, namespace)
-        except NotAdmitted:
-            return False
-        except UnknownCertificate:
-            return True
-        return True
-
     def why_void(self, known: Known, clock: int | None = None) -> str | None:
         """Return why a certificate is void, for what was written at `clock` or for now; None: it is not."""
         for part in known.parts:

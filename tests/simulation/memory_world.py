@@ -11,6 +11,7 @@ import math
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import combinations
 from random import Random
 from typing import Any
@@ -75,6 +76,7 @@ from covey.gossip.memory.namespace import (
 )
 from covey.gossip.memory.neighbour import Neighbour
 from covey.gossip.memory.payload import SALT_BYTES, decode_payload, encode_payload
+from covey.gossip.memory.rejudging import still_counts
 from covey.gossip.memory.replica import Applied, Arrival, Quotas, Replica
 from covey.gossip.memory.settings import SpreadSettings
 from covey.gossip.memory.standing import Revocation, Standing, UnknownCertificate, certificate_id
@@ -346,7 +348,7 @@ class Peer:
             replica.purge(
                 namespace.id,
                 revocation.subject,
-                lambda entry, of=namespace: self.standing.still_counts(entry, of),
+                partial(still_counts, self.standing.judge, namespace),
             )
             self.follow(replica.applied, None)
         self.world.relink()

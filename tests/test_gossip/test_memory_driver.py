@@ -15,8 +15,9 @@ from test_peer.near_daemons import devices, linked, until
 
 from covey.gossip.memory.books import Record, compose, member_record
 from covey.gossip.memory.commands import Forget, Note
-from covey.gossip.memory.driver import HeldRows, Memory
+from covey.gossip.memory.driver import Memory
 from covey.gossip.memory.entry import Key
+from covey.gossip.memory.held_rows import HeldRows
 from covey.gossip.memory.hybrid_clock import COUNTER_BITS
 from covey.gossip.memory.kinds import DAY_MS
 from covey.gossip.memory.messages import Item

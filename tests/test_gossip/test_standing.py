@@ -24,6 +24,7 @@ from covey.gossip.memory.namespace import (
     namespace_of,
 )
 from covey.gossip.memory.payload import SALT_BYTES, decode_payload
+from covey.gossip.memory.rejudging import still_counts
 from covey.gossip.memory.standing import Revocation, Standing, UnknownCertificate, certificate_id
 from covey.identity.certificate import SKEW_MS, Chain, issue, member_of
 from covey.identity.errors import NotAdmitted
@@ -186,10 +187,10 @@ def test_what_was_written_until_the_cut_counts_and_later_is_refused() -> None:
     chain = member()
     standing = heard(learned(chain), revoked(at_ms=NOW_MS + DAY_MS))
 
-    assert standing.still_counts(written(BOB, chain, NOW_MS + DAY_MS), PUMPS)
-    assert not standing.still_counts(written(BOB, chain, NOW_MS + DAY_MS + 1), PUMPS)
+    assert still_counts(standing.judge, PUMPS, written(BOB, chain, NOW_MS + DAY_MS))
+    assert not still_counts(standing.judge, PUMPS, written(BOB, chain, NOW_MS + DAY_MS + 1))
     purged = heard(learned(chain), revoked(purge=True))
-    assert not purged.still_counts(written(BOB, chain, NOW_MS + 1), PUMPS)
+    assert not still_counts(purged.judge, PUMPS, written(BOB, chain, NOW_MS + 1))
 
 
 def test_a_zone_that_was_left_takes_nothing_more_under_the_new_certificate() -> None:
@@ -219,8 +220,8 @@ def test_with_an_admin_fall_those_it_let_in_and_their_later_entries() -> None:
     assert (is_member(standing, BOB), is_member(standing, CAROL)) == (False, True)
     assert not is_member(standing, ADMIN)
     assert standing.resting_on(ADMIN.peer_id) == {BOB.peer_id, CAROL.peer_id}
-    assert standing.still_counts(written(BOB, fallen, NOW_MS + 9), PUMPS)
-    assert not standing.still_counts(written(BOB, fallen, NOW_MS + 10), PUMPS)
+    assert still_counts(standing.judge, PUMPS, written(BOB, fallen, NOW_MS + 9))
+    assert not still_counts(standing.judge, PUMPS, written(BOB, fallen, NOW_MS + 10))
     with pytest.raises(NotAdmitted, match=r"the admin .* was revoked"):
         standing.admit(fallen, BOB.peer_id, NOW_MS + DAY_MS)
 
@@ -245,7 +246,7 @@ def test_two_admins_who_took_one_number_in_ignorance_are_both_heard() -> None:
     early, late = revoked(at_ms=NOW_MS + 5), revoked(at_ms=NOW_MS + 9, by=SECOND_CHAIN)
     for order in permutations([learned(chain), early, late]):
         standing = heard(*order)
-        assert not standing.still_counts(written(BOB, chain, NOW_MS + 6), PUMPS)
+        assert not still_counts(standing.judge, PUMPS, written(BOB, chain, NOW_MS + 6))
 
 
 def test_what_changed_is_told_once() -> None:
@@ -410,7 +411,7 @@ def test_an_entry_under_a_certificate_that_is_not_known_may_wait_for_it() -> Non
     with pytest.raises(UnknownCertificate) as caught:
         heard().judge(entry, PUMPS)
     assert caught.value.certificate == certificate_id(chain[-1])
-    assert heard().still_counts(entry, PUMPS), "and is not thrown out either"
+    assert still_counts(heard().judge, PUMPS, entry), "and is not thrown out either"
     assert heard(learned(chain)).judge(entry, PUMPS) is False
 
 
