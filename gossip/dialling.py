@@ -1,13 +1,15 @@
 """Whom to dial, where, and when? Remembered addresses, retried for ever with back-off and jitter.
 
-Pure. The last neighbours come round every 4 s however long a cut lasts, the rest by back-off up to
-a minute; never more than three dials a second in all; any new connection or a changed network makes
-all of them due. Where a peer was seen on this network segment is anyone's word: it is tried beside
-what the peer itself signed, never instead of it, and not kept.
+Pure. `Dialling` says whom to dial; within one dial, `Race` says which address when. The last
+neighbours come round every 4 s however long a cut lasts, the rest by back-off up to a minute; never
+more than three dials a second in all; any new connection or a changed network makes all of them due.
+Where a peer was seen on this network segment is anyone's word: it is tried beside what the peer
+itself signed, never instead of it, and not kept.
 """
 
 import math
-from collections.abc import Iterable
+from collections import deque
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from random import Random
 
@@ -23,6 +25,8 @@ DIALS_PER_S = 3.0
 CONNECTIONS_MAX = 32
 PEERS_MAX = 10_000
 ADDRESSES_MAX = 16
+# Until the next address of a peer is tried beside the ones before it (RFC 8305, section 5).
+STAGGER_S = 0.25
 
 
 class AddressRecord(msgspec.Struct, frozen=True, array_like=True):
@@ -214,3 +218,57 @@ def _in_order(known: _Remembered) -> tuple[str, ...]:
     if known.failures % 2 == 1:
         first, then = then, first
     return (*first, *(one for one in then if one not in first))
+
+
+class Race:
+    """Which address of one peer is tried when? A staggered start, as in RFC 8305, section 5.
+
+    The next begins a moment after the one before it began, or at once when one has failed. The
+    moment is shorter where there are many addresses, so that the last one has half of the time too.
+    The first to succeed ends the race, which is the caller's to notice.
+
+    Args:
+        addresses: in the order to try.
+        now: the start.
+        until: the end.
+    """
+
+    def __init__(self, addresses: Sequence[str], now: float, until: float) -> None:
+        self._waiting = deque(dict.fromkeys(addresses))
+        self._for_s = until - now
+        self._stagger_s = min(STAGGER_S, self._for_s / 2 / max(1, len(self._waiting)))
+        self._next_at = now
+        # What became of each that has begun; None while it is under way.
+        self._begun: dict[str, str | None] = {}
+
+    @property
+    def deadline(self) -> float:
+        """When `tick` is next due."""
+        return self._next_at if self._waiting else math.inf
+
+    @property
+    def is_lost(self) -> bool:
+        """Every address has failed."""
+        return not self._waiting and None not in self._begun.values()
+
+    def tick(self, now: float) -> list[str]:
+        """Return the address to begin with now; at most one, to be called again at `deadline`."""
+        if now < self.deadline:
+            return []
+        address = self._waiting.popleft()
+        self._begun[address] = None
+        self._next_at = now + self._stagger_s
+        return [address]
+
+    def failed(self, address: str, why: str, now: float) -> None:
+        """An address does not work; the next has no reason to wait."""
+        self._begun[address] = why if address in why else f"{address}: {why}"
+        self._next_at = now
+
+    def reasons(self) -> list[str]:
+        """Say of each address why it did not work, once the race is lost or its time is over."""
+        silent = f"within {self._for_s:g} s"
+        return [
+            *(why or f"no answer from {address} {silent}" for address, why in self._begun.items()),
+            *(f"{address} was not tried {silent}" for address in self._waiting),
+        ]

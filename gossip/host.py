@@ -1,6 +1,13 @@
 """How does a peer listen, connect, and open streams?
 
 py-libp2p's host: Noise only, yamux, TCP; behind the gate.
+
+A peer's addresses race (RFC 8305), with whole dials up to and including hello: where something takes
+the connection and says nothing, a bare TCP connect would call it the winner. Not with the library's own
+`dial_peer`, which tries one address of each transport and wakes up on failures only (LIBP2P.md, trap
+6). Two things make the race safe. Hello is said over one connection at a time, since each further one
+that a listener hears replaces the one before it. And a dial that is cancelled in its handshake takes no
+place in the library's resource manager, which would never get it back.
 """
 
 import ipaddress
@@ -25,11 +32,12 @@ from libp2p.security.noise.transport import Transport as Noise
 from libp2p.stream_muxer.yamux.yamux import Yamux
 from multiaddr import Multiaddr
 
-from covey.identity.errors import CoveyError, Unavailable
+from covey.identity.errors import CoveyError, NotAdmitted, Unavailable
 from covey.identity.keys import Keypair, PeerId
 
 from . import libp2p_fixes
-from .gate import Door, Gate, GuestLimits, Visit
+from .dialling import Race
+from .gate import Closed, Door, Gate, GuestLimits, Opened, Visit
 
 log = logging.getLogger(__name__)
 
@@ -111,6 +119,31 @@ class Listener(Protocol):
         ...
 
 
+class _OneHelloGate(Gate):
+    """The gate, saying hello to one peer over one connection at a time.
+
+    A listener takes a second hello for a reconnection and cuts the first connection, which this side
+    may just have chosen.
+    """
+
+    def __init__(
+        self, host: Any, door: Door, opened: Opened, closed: Closed, limits: GuestLimits
+    ) -> None:
+        super().__init__(host, door, opened, closed, limits)
+        self._turns: dict[PeerId, trio.Lock] = {}
+
+    async def _say_hello(self, visit: Visit) -> None:
+        turn = self._turns.setdefault(visit.peer, trio.Lock())
+        try:
+            async with turn:
+                if self.open_visit(visit.peer) is not None:
+                    raise Unavailable("another connection was quicker")
+                await super()._say_hello(visit)
+        finally:
+            if not turn.locked():
+                self._turns.pop(visit.peer, None)
+
+
 class Host:
     """This peer on the network. Use `open_host`."""
 
@@ -160,22 +193,48 @@ class Host:
     async def dial(
         self, peer: PeerId, addresses: Sequence[str], *, timeout_s: float = DIAL_S
     ) -> Visit:
-        """Connect to a member at the first of its addresses that works.
+        """Connect to a member at whichever of its addresses answers first.
 
         Raises:
-            Unavailable: none does.
+            Unavailable: none does within `timeout_s`; it says of each why.
             NotAdmitted: the peer is there and refuses.
         """
         if not addresses:
             raise Unavailable(f"no address of {peer} is known")
-        why: Unavailable | None = None
-        for address in addresses:
+        now = trio.current_time()
+        until = now + timeout_s
+        race = Race(addresses, now, until)
+        winners: list[Visit] = []
+        refusals: list[NotAdmitted] = []
+        news = trio.Event()
+
+        async def attempt(address: str) -> None:
             try:
-                return await self.gate.dial(peer, address, timeout_s=timeout_s)
-            except Unavailable as error:
-                why = error
-        assert why is not None
-        raise why
+                winners.append(await self.gate.dial(peer, address, timeout_s=timeout_s))
+            except NotAdmitted as error:
+                refusals.append(error)
+            except CoveyError as error:
+                if (visit := self.gate.open_visit(peer)) is not None:
+                    winners.append(visit)
+                else:
+                    race.failed(address, str(error), trio.current_time())
+            news.set()
+
+        with trio.move_on_at(until):
+            async with trio.open_nursery() as nursery:
+                while not (winners or refusals or race.is_lost):
+                    news = trio.Event()
+                    for address in race.tick(trio.current_time()):
+                        nursery.start_soon(attempt, address)
+                    with trio.move_on_at(race.deadline):
+                        await news.wait()
+                # The others; leaving the block waits until they are closed.
+                nursery.cancel_scope.cancel()
+        if winners:
+            return winners[0]
+        if refusals:
+            raise refusals[0]
+        raise Unavailable("; ".join(race.reasons()))
 
     async def open_stream(self, visit: Visit, protocol: str) -> Stream:
         """Open a stream on an open connection.
@@ -256,7 +315,8 @@ async def open_host(
         ),
     )
     libp2p_fixes.quieten(host)
-    gate = Gate(host, door, listener.opened, listener.closed, settings.guests)
+    libp2p_fixes.leave_handshakes_uncounted(host)
+    gate = _OneHelloGate(host, door, listener.opened, listener.closed, settings.guests)
     await _check_port(settings)
     async with host.run([listen]):
         if not host.get_addrs():

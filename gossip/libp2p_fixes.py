@@ -184,6 +184,35 @@ def quieten(host: Any) -> None:
     host.get_network().auto_connector.maybe_connect = nothing
 
 
+class _Uncounted:
+    """What the library closes when a handshake has ended."""
+
+    def close(self) -> None:
+        return
+
+
+def leave_handshakes_uncounted(host: Any) -> None:
+    """A dial that is cancelled in its handshake keeps its place in the resource manager for good.
+
+    Symptom: after a thousand of them every dial is "denied by resource manager" until a restart.
+    Cause: on its way out the library first awaits the close of the socket, where it is cancelled again,
+    and comes to closing the place no more. A connection whose handshake has succeeded is counted anew,
+    by its peer, so that nothing is lost by not counting it before; how many handshakes there are at once
+    is bounded by who dials.
+    """
+    manager = host.get_network()._resource_manager
+    count = manager.open_connection
+
+    def open_connection(
+        peer_id: Any = None, endpoint_ip: str | None = None, direction: str = "inbound"
+    ) -> Any:
+        if peer_id is None and direction == "outbound":
+            return _Uncounted()
+        return count(peer_id, endpoint_ip=endpoint_ip, direction=direction)
+
+    manager.open_connection = open_connection
+
+
 def fresh_sequence_numbers(pubsub: Any, now_ms: int) -> None:
     """Gossip after a restart is dropped as already seen: the counter restarts at whole seconds.
 
@@ -293,6 +322,7 @@ __all__ = [
     "cut_when_deaf",
     "forget_peer",
     "fresh_sequence_numbers",
+    "leave_handshakes_uncounted",
     "quieten",
     "write_in_one_step",
 ]

@@ -20,7 +20,7 @@ from covey.gossip.advert import (
     read_advert,
 )
 from covey.gossip.directory import Directory, DirectoryEffect
-from covey.gossip.memory.driver import Memory, Rows
+from covey.gossip.memory.driver import Memory
 from covey.gossip.memory.entry import (
     HASH_BYTES,
     KEY_BYTES_TOTAL,
@@ -29,6 +29,7 @@ from covey.gossip.memory.entry import (
 )
 from covey.gossip.memory.messages import Item
 from covey.gossip.memory.replica import Applied
+from covey.gossip.memory.rows import Rows
 from covey.gossip.memory.tables import Reading, Table
 from covey.identity.certificate import Member
 from covey.identity.errors import CoveyError, Malformed, NotAdmitted, Unavailable
@@ -36,7 +37,8 @@ from covey.identity.keys import PeerId, public_key_of
 
 log = logging.getLogger(__name__)
 
-# Soon, since a clock that is right again tells nobody, and others wait for this peer until then.
+# Soon, since a clock that is right again tells nobody, and others wait for this peer until then. What
+# only another advert mends, such as one that lists too much, waits for that.
 RETRY_S = 1.0
 
 
@@ -62,6 +64,15 @@ class Surroundings:
     """Others are told where this peer is, and not what it offers."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Failed:
+    """Why an advert was not written."""
+
+    why: str
+    may_pass: bool
+    """By itself; else only another advert helps."""
+
+
 class Adverts:
     """Adverts, out and in. Run `serve` in a nursery."""
 
@@ -85,10 +96,13 @@ class Adverts:
         while True:
             await self._due.wait()
             self._due = trio.Event()
-            before, self.trouble = self.trouble, await self._publish()
-            if self.trouble is not None:
-                if self.trouble != before:
-                    log.warning("advert.not_written", extra={"why": self.trouble})
+            before, failed = self.trouble, await self._publish()
+            self.trouble = None if failed is None else failed.why
+            if failed is None:
+                continue
+            if failed.why != before:
+                log.warning("advert.not_written", extra={"why": failed.why})
+            if failed.may_pass:
                 with trio.move_on_after(RETRY_S):
                     await self._due.wait()
                 self._due.set()
@@ -130,18 +144,23 @@ class Adverts:
 
     # This peer's own
 
-    async def _publish(self) -> str | None:
-        """Write what others are told; return why that cannot be."""
+    async def _publish(self) -> _Failed | None:
+        """Write what others are told, unless that cannot be."""
         around = self._around
         own = around.directory.get(around.me().peer)
         assert own is not None, "it was announced"
         if (trouble := around.clock_trouble()) is not None:
-            return f"nothing is signed while the clock is wrong: {trouble}"
+            why = f"nothing is signed while the clock is wrong: {trouble}"
+            return _Failed(why, may_pass=True)
         told = only_addresses(own.advert) if around.quiet else own.advert
         try:
             (arrival,) = await around.memory.write_records([advert_record(own.peer, told)])
+        except (Malformed, NotAdmitted) as error:
+            # What is to be said breaks a limit.
+            return _Failed(str(error), may_pass=False)
         except CoveyError as error:
-            return str(error)
+            # The disk is full, or what this device holds of its own leaves no room now.
+            return _Failed(str(error), may_pass=True)
         around.announced(own.advert, Item(arrival.entry.data, arrival.payload))
         return None
 

@@ -4,7 +4,12 @@ An audit compares under a fresh salt, so it finds what crafted entries hide from
 comparison (MEMORY 3). It sums up a whole namespace anew on both sides, so it is made once a day, by
 each peer at another time of the day; who does not run at that time makes it when it does.
 
-Pure: told who is in step, and the wall clock. `shared.py` does what it says.
+Nothing of it is stored: each start makes an audit, within two minutes of there being somebody in step.
+So a device that is restarted daily makes one a day, and one that never runs for long makes them too. A
+stored time would only save who starts more often a comparison each, and would be one more thing to be
+wrong after a clock was.
+
+Pure: told who is in step, and the wall clock. `exchanging.py` does what it says.
 """
 
 import hashlib
@@ -16,6 +21,8 @@ from covey.identity.keys import PeerId
 # How often to ask: this, and up to as much again, by peer. Those who were started together, as after
 # a power cut, are not all at it in one moment.
 LOOK_S = 600.0
+# The same as long as none was made since the start.
+FIRST_LOOK_S = 60.0
 
 
 class Audits:
@@ -33,8 +40,9 @@ class Audits:
 
     @property
     def look_s(self) -> float:
-        """How often to ask."""
-        return LOOK_S * (1 + self._begins_ms / DAY_MS)
+        """How long to wait before asking next."""
+        pause_s = FIRST_LOOK_S if self._day is None else LOOK_S
+        return pause_s * (1 + self._begins_ms / DAY_MS)
 
     def take_next(self, in_step: Iterable[PeerId], now_ms: int) -> PeerId | None:
         """Return whom to audit now, who counts as audited from then on; None: nobody.

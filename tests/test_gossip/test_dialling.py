@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_gossip.members import key
 
-from covey.gossip.dialling import BACK_OFF_MAX_S, DIALS_PER_S, NEIGHBOUR_S, Dialling
+from covey.gossip.dialling import BACK_OFF_MAX_S, DIALS_PER_S, NEIGHBOUR_S, Dialling, Race
 from covey.identity.keys import PeerId
 
 PEERS = [key(n).peer_id for n in range(1, 13)]
@@ -153,3 +153,51 @@ def test_a_member_without_any_address_is_dialled_where_it_is_seen_and_never_ones
     assert dialling.sighted(PEERS[0], SEEN, 0.0)
     assert dialling.knows(PEERS[0])
     assert dialling.tick(0.0)[0].addresses == SEEN
+
+
+def begun(race: Race, until: float) -> list[tuple[float, str]]:
+    """Tick a race whenever it is due; return which address began when."""
+    found: list[tuple[float, str]] = []
+    while (due := race.deadline) <= until:
+        found += [(due, address) for address in race.tick(due)]
+    return found
+
+
+def test_addresses_begin_one_after_the_other_without_waiting_for_an_answer() -> None:
+    race = Race(["a", "b", "a", "c"], 10.0, 15.0)
+    assert race.tick(9.9) == []
+    assert begun(race, 15.0) == [(10.0, "a"), (10.25, "b"), (10.5, "c")], "each once"
+    assert (race.deadline, race.tick(15.0)) == (math.inf, [])
+
+
+def test_an_address_that_fails_lets_the_next_begin_at_once() -> None:
+    race = Race(["a", "b", "c"], 10.0, 15.0)
+    assert race.tick(10.0) == ["a"]
+    race.failed("a", "nobody", 10.1)
+    assert begun(race, 10.2) == [(10.1, "b")]
+    assert race.deadline == 10.35
+
+
+def test_the_last_of_many_addresses_has_half_of_the_time() -> None:
+    race = Race([str(number) for number in range(32)], 10.0, 15.0)
+    began = begun(race, 15.0)
+    assert len(began) == 32
+    assert 12.0 < began[-1][0] < 12.5
+
+
+def test_a_race_is_lost_when_every_address_has_failed_and_says_of_each_why() -> None:
+    race = Race(["/a", "/b", "/c"], 10.0, 15.0)
+    assert begun(race, 10.3) == [(10.0, "/a"), (10.25, "/b")]
+    race.failed("/a", "/a is closed", 10.3)
+    assert race.reasons() == [
+        "/a is closed",
+        "no answer from /b within 5 s",
+        "/c was not tried within 5 s",
+    ]
+    race.failed("/b", "nobody", 10.3)
+    assert not race.is_lost, "one is left"
+    assert race.tick(10.3) == ["/c"]
+    assert not race.is_lost, "it is under way"
+    race.failed("/c", "closed", 10.4)
+    assert race.is_lost
+    assert race.reasons() == ["/a is closed", "/b: nobody", "/c: closed"]

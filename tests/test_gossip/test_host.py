@@ -1,17 +1,19 @@
 """A peer on the network: who is dialled where, what a stream's end looks like, what stays behind."""
 
 import os
+import select
 import socket
-from collections.abc import Iterator
-from contextlib import closing
+from collections.abc import Generator, Iterator
+from contextlib import ExitStack, closing, contextmanager
 
 import pytest
 import trio
-from test_gossip.hosts import Peer, id_of, open_peer, until
-from test_gossip.members import key
+from test_gossip.hosts import Peer, door_of, id_of, open_peer, until
+from test_gossip.members import OTHER_MESH, key
 
+from covey.gossip.gate import Visit
 from covey.gossip.host import HostSettings, Stream, open_host
-from covey.identity.errors import Misuse, Unavailable
+from covey.identity.errors import Misuse, NotAdmitted, Unavailable
 from covey.identity.keys import PeerId
 
 ALICE, BOB, CAROL = key(1), key(2), key(3)
@@ -23,10 +25,33 @@ async def echo(_peer: PeerId, stream: Stream) -> None:
         await stream.write(data)
 
 
-@pytest.fixture
-def silent_port() -> Iterator[int]:
+@contextmanager
+def silent() -> Generator[socket.socket]:
     """A port that takes connections and never says anything."""
     with closing(socket.create_server(("127.0.0.1", 0))) as server:
+        yield server
+
+
+@contextmanager
+def swallowing() -> Generator[socket.socket]:
+    """A port that does not even answer that somebody knocks: its queue is full."""
+    with ExitStack() as stack:
+        server = stack.enter_context(closing(socket.create_server(("127.0.0.1", 0), backlog=0)))
+        knocking = [stack.enter_context(closing(socket.socket())) for _ in range(8)]
+        for one in knocking:
+            one.setblocking(False)
+            one.connect_ex(server.getsockname())
+        assert not select.select([], knocking[-1:], [], 0.1)[1], "the last one waits"
+        yield server
+
+
+def at(server: socket.socket) -> str:
+    return f"/ip4/127.0.0.1/tcp/{server.getsockname()[1]}"
+
+
+@pytest.fixture
+def silent_port() -> Iterator[int]:
+    with silent() as server:
         yield server.getsockname()[1]
 
 
@@ -51,7 +76,7 @@ async def test_a_dial_opens_one_connection_that_both_sides_hold() -> None:
 
 
 @pytest.mark.parametrize("first", ["refusing", "silent", "another peer's"])
-async def test_addresses_are_dialled_one_after_the_other_until_one_works(
+async def test_an_address_that_does_not_work_keeps_nobody_from_the_next(
     first: str, silent_port: int
 ) -> None:
     async with open_peer(ALICE) as alice, open_peer(BOB) as bob, open_peer(CAROL) as carol:
@@ -66,6 +91,92 @@ async def test_addresses_are_dialled_one_after_the_other_until_one_works(
         assert visit.peer == bob.id
         assert alice.is_open_to(bob)
         assert carol.seen.opened_visits == []
+
+
+async def test_silent_addresses_cost_a_moment_and_nothing_is_left_of_them() -> None:
+    async with open_peer(ALICE) as alice, open_peer(BOB) as bob:
+        with silent() as mute, swallowing() as deaf:
+            before = descriptors()
+            with trio.fail_after(3):
+                visit = await alice.host.dial(bob.id, [at(mute), at(deaf), *bob.addresses])
+
+            assert visit.address == bob.addresses[0]
+            assert alice.host.gate.visits() == [visit]
+            await until(lambda: descriptors() == before + 2)
+            lost, _ = mute.accept()
+            with closing(lost):
+                lost.settimeout(5)
+                while lost.recv(1000):
+                    """What was said before it lost."""
+            await alice.host.gate.cut(visit)
+            await until(lambda: descriptors() == before)
+
+
+async def test_where_every_address_fails_one_error_says_of_each_why() -> None:
+    async with open_peer(ALICE) as alice, open_peer(CAROL) as carol:
+        with silent() as mute, swallowing() as deaf:
+            before = descriptors()
+            refusing = f"/ip4/127.0.0.1/tcp/{refusing_port()}"
+            addresses = [refusing, at(mute), at(deaf), *carol.addresses]
+            with pytest.raises(Unavailable) as caught:
+                await alice.host.dial(BOB.peer_id, addresses, timeout_s=1.0)
+
+            first, second, third, fourth = str(caught.value).split("; ")
+            assert first.startswith(f"{refusing} cannot be reached: ")
+            assert second == f"no answer from {at(mute)} within 1 s"
+            assert third == f"no answer from {at(deaf)} within 1 s"
+            assert fourth.startswith(f"{carol.addresses[0]} cannot be reached: ")
+            assert CAROL.peer_id in fourth, "who it is instead"
+            assert alice.host.gate.visits() == []
+            await until(lambda: descriptors() == before)
+
+
+async def test_who_refuses_ends_the_dial_however_many_addresses_are_silent(
+    silent_port: int,
+) -> None:
+    other = door_of(BOB, mesh=OTHER_MESH)
+    async with open_peer(ALICE) as alice, open_peer(BOB, other) as bob:
+        addresses = [f"/ip4/127.0.0.1/tcp/{silent_port}", *bob.addresses]
+        with trio.fail_after(3), pytest.raises(NotAdmitted, match="another mesh"):
+            await alice.host.dial(bob.id, addresses)
+        assert alice.host.gate.visits() == []
+
+
+async def test_dials_of_one_peer_at_one_time_end_with_one_connection() -> None:
+    async with open_peer(ALICE) as alice, open_peer(BOB) as bob:
+        visits: list[Visit] = []
+
+        async def dial() -> None:
+            visits.append(await alice.dial(bob))
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(4):
+                nursery.start_soon(dial)
+        assert visits == [visits[0]] * 4
+        await until(lambda: bob.host.gate.visits() == bob.seen.opened_visits)
+        assert alice.is_open_to(bob)
+        assert bob.is_open_to(alice)
+        assert bob.seen.closed_visits == [], "none replaced another"
+
+
+async def test_a_dial_that_is_given_up_in_its_handshake_keeps_no_place(silent_port: int) -> None:
+    async with open_peer(ALICE) as alice, open_peer(BOB) as bob:
+        address = f"/ip4/127.0.0.1/tcp/{silent_port}"
+        for _ in range(3):
+            with pytest.raises(Unavailable, match="no answer"):
+                await alice.host.dial(bob.id, [address], timeout_s=0.1)
+        assert places(alice) == 0, "of a thousand that the library has"
+
+        visit = await alice.dial(bob)
+        assert places(alice) == 1
+        await alice.host.gate.cut(visit)
+        await until(lambda: places(alice) == 0)
+
+
+def places(peer: Peer) -> int:
+    """How many connections the library believes to have."""
+    count: int = peer.swarm._resource_manager.get_stats()["connections"]
+    return count
 
 
 async def test_who_cannot_be_reached_is_unavailable_and_says_why(silent_port: int) -> None:
@@ -162,7 +273,7 @@ async def test_a_host_that_is_left_closes_its_connections_and_gives_all_back() -
         for count in range(3):
             async with open_peer(BOB) as bob:
                 await bob.dial(alice)
-                await until(lambda: len(alice.host.gate.visits()) == 1)
+                await until(lambda count=count: len(alice.seen.opened_visits) == count + 1)
 
             await until(lambda count=count: len(alice.seen.closed_visits) == count + 1)
             assert alice.swarm.connections == {}

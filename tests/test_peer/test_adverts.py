@@ -1,11 +1,19 @@
 """What a peer offers reaches the others as an entry of the shared memory, and counts as long as it does."""
 
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
 import pytest
 import trio
+from test_gossip.members import ADMIN, ADMIN_CHAIN, MESH, NOW_MS, directory_of, told_by
 from test_peer.near_daemons import DAY_MS, Device, devices, linked, until
 
 from covey.gossip.advert import adverts_of
+from covey.gossip.memory.books import Record
+from covey.identity.certificate import member_of
+from covey.identity.errors import CoveyError, Malformed, Misuse, NotAdmitted, Unavailable
 from covey.identity.keys import PeerId
+from covey.peer.adverts import RETRY_S, Adverts, Surroundings
 from covey.peer.daemon import Daemon
 from covey.peer.member_views import AdmitRequest, RevokeRequest
 
@@ -78,3 +86,63 @@ def held(daemon: Daemon, device: Device) -> list[PeerId]:
     namespace = adverts_of(device.home.mesh().id)
     entries = daemon.service.memory.entries(namespace.name, None, None, 10, all_states=True)
     return [PeerId(one.author) for one in entries]
+
+
+class Refusing:
+    """A shared memory that is empty and takes nothing, and its rows."""
+
+    mesh = MESH
+
+    def __init__(self, error: CoveyError) -> None:
+        self.error = error
+        self.asked = 0
+
+    def on_applied(self, _watcher: object) -> None:
+        pass
+
+    def reading(self) -> AbstractContextManager["Refusing"]:
+        return nullcontext(self)
+
+    def scan(self, _table: object, _prefix: bytes) -> list[tuple[bytes, bytes]]:
+        return []
+
+    async def write_records(self, _records: list[Record]) -> None:
+        self.asked += 1
+        raise self.error
+
+
+@pytest.mark.parametrize(
+    ("error", "asked"),
+    [
+        (Unavailable("the disk is full"), 10),
+        (Misuse("something newer stands in its place; try again"), 10),
+        (Malformed("5000 bytes, over the limit of 4096"), 1),
+        (NotAdmitted("over-limit", "an advert lists at most 64 of a kind"), 1),
+    ],
+    ids=lambda it: type(it).__name__ if isinstance(it, CoveyError) else str(it),
+)
+async def test_only_what_time_may_mend_is_tried_again_before_there_is_another_advert(
+    error: CoveyError, asked: int, nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
+) -> None:
+    memory: Any = Refusing(error)
+    adverts = Adverts(
+        Surroundings(
+            memory=memory,
+            rows=memory,
+            directory=directory_of(ADMIN),
+            now_ms=lambda: NOW_MS,
+            me=lambda: member_of(ADMIN_CHAIN, mesh=MESH, subject=ADMIN.peer_id),
+            describe=lambda: told_by(ADMIN).advert,
+            clock_trouble=lambda: None,
+            changed=lambda _: None,
+            announced=lambda _advert, _item: None,
+        )
+    )
+    await nursery.start(adverts.serve)
+    adverts.announce()
+    await trio.sleep(9.5 * RETRY_S)
+    assert (adverts.trouble, memory.asked) == (str(error), asked)
+
+    adverts.announce()
+    await trio.testing.wait_all_tasks_blocked()
+    assert memory.asked == asked + 1, "there is another one"
