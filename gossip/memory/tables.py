@@ -1,6 +1,6 @@
 """Where do the entries rest? Ordered rows by table, as one transaction sees them.
 
-The port of `replica.py` and `reading.py`; `peer/memory/store.py` has the real one over LMDB. All
+The port of `replica.py`, `reading.py` and `values.py`; `peer/memory/store.py` has the real one over LMDB. All
 keys below begin with the namespace's 16 bytes, but for DUE, VECTOR and META.
 """
 

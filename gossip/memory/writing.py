@@ -43,8 +43,28 @@ from .entry import (
     digest_of,
     sign_entry,
 )
+from .forms import (
+    KEEP_MAX,
+    NESTING_MAX,
+    NUMBER_CHARACTERS_MAX,
+    count_of,
+    has_controls,
+    is_clean,
+    is_json,
+    nests_too_deep,
+    number_of,
+)
 from .hybrid_clock import COUNTER_BITS, HybridClock, stamp_of
 from .kinds import DAY_MS, Lifetime, Type, is_record, kind_of, pinned_only, type_of
+from .paths import (
+    Path,
+    checked_key,
+    element_path,
+    forgetting_path,
+    line_path,
+    path_of,
+    removal_path,
+)
 from .payload import (
     SALT_BYTES,
     SCHEMA,
@@ -56,31 +76,15 @@ from .payload import (
     encode_payload,
 )
 from .reading import (
-    KEEP_MAX,
-    NESTING_MAX,
-    NUMBER_CHARACTERS_MAX,
-    Path,
     Remembered,
     State,
-    checked_key,
-    count_of,
-    element_path,
-    forgetting_path,
-    has_controls,
     head_at,
     head_key_at,
     held_by_id,
     held_under,
-    is_clean,
-    is_json,
-    line_path,
-    nests_too_deep,
     newest_clock,
     newest_clock_of,
-    number_of,
-    path_of,
     remembered,
-    removal_path,
 )
 from .replica import Arrival, is_superseded
 from .tables import Tables

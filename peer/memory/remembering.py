@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from covey.gossip.memory import reading
+from covey.gossip.memory import paths, reading
 from covey.gossip.memory.commands import Command, Note
 from covey.gossip.memory.driver import Memory, Written
 from covey.gossip.memory.entry import Entry
@@ -121,7 +121,7 @@ class Remembering:
         """Return this device's number under a key, which says as much as the request."""
         assert request.key is not None, "only what stands under a key can have been said before"
         kind = kind_of(Type[request.type.upper()], Lifetime.PINNED)
-        path = reading.path_of(namespace.id, reading.checked_key(request.key))
+        path = paths.path_of(namespace.id, paths.checked_key(request.key))
         me = public_key_of(self._parts.me)
         head = reading.head_at(rows, namespace.id, me, kind, path)
         if head is None:

@@ -9,7 +9,7 @@ from collections.abc import AsyncGenerator, Sequence
 
 import trio
 
-from covey.gossip.memory import reading
+from covey.gossip.memory import reading, values
 from covey.gossip.memory.commands import Forget, ForgetAuthor
 from covey.gossip.memory.driver import Memory
 from covey.gossip.memory.entry import ID_BYTES, EntryId, read_entry
@@ -129,7 +129,7 @@ class SharedMemory:
         views: list[ValueView] = []
         with self._rows.reading() as rows:
             for one in self._held.matching(namespace, zone):
-                answer = reading.value(rows, one.id, key, now_ms)
+                answer = values.value(rows, one.id, key, now_ms)
                 views += value_views(answer, one, key, self._held.viewer(one), self._parts.name_of)
         if not views:
             raise NotFound(f"nothing stands under {key!r}; see: covey memory ls")
@@ -141,7 +141,7 @@ class SharedMemory:
         views: list[EntryView] = []
         with self._rows.reading() as rows:
             for one in self._held.matching(namespace, zone):
-                views += map(self._held.viewer(one), reading.history(rows, one.id, key, now_ms))
+                views += map(self._held.viewer(one), values.history(rows, one.id, key, now_ms))
         if not views:
             raise NotFound(f"nothing was ever held under {key!r}; see: covey memory ls")
         return sorted(views, key=lambda view: view.at_ms, reverse=True)
@@ -211,11 +211,11 @@ class SharedMemory:
     ) -> tuple[EntryView, ...]:
         if not entry.key:
             return ()
-        answer = reading.value(rows, namespace.id, entry.key, self._parts.now_ms())
+        answer = values.value(rows, namespace.id, entry.key, self._parts.now_ms())
         return tuple(
             self._held.view(other, namespace)
             for value in answer.values
-            if isinstance(value, reading.SharedValue) and value.is_conflict
+            if isinstance(value, values.SharedValue) and value.is_conflict
             for other in value.values
             if other.id != entry.id
         )

@@ -10,16 +10,15 @@ from covey.gossip.memory.kinds import Type
 from covey.gossip.memory.namespace import Namespace
 from covey.gossip.memory.neighbour import Exchange, Neighbour
 from covey.gossip.memory.payload import Source
-from covey.gossip.memory.reading import (
+from covey.gossip.memory.reading import Remembered, State
+from covey.gossip.memory.values import (
     Answer,
     CounterValue,
     Extreme,
     LogValue,
     RegisterValue,
-    Remembered,
     SetValue,
     SharedValue,
-    State,
     Value,
 )
 

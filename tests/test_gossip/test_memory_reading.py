@@ -33,29 +33,24 @@ from covey.gossip.memory.commands import (
     Shared,
 )
 from covey.gossip.memory.entry import Header, digest_of
+from covey.gossip.memory.forms import is_json
 from covey.gossip.memory.hybrid_clock import HybridClock
 from covey.gossip.memory.kinds import DAY_MS, Lifetime, Type
+from covey.gossip.memory.paths import Path, element_path, line_path, path_of
 from covey.gossip.memory.payload import SALT_BYTES, Payload, Provenance, Source
-from covey.gossip.memory.reading import (
+from covey.gossip.memory.reading import State, entries, entry
+from covey.gossip.memory.replica import Arrival, Quotas, Replica
+from covey.gossip.memory.values import (
     Count,
     CounterValue,
     Extreme,
     LogValue,
-    Path,
     RegisterValue,
     SetValue,
     SharedValue,
-    State,
-    element_path,
-    entries,
-    entry,
     history,
-    is_json,
-    line_path,
-    path_of,
     value,
 )
-from covey.gossip.memory.replica import Arrival, Quotas, Replica
 from covey.gossip.memory.writing import Writer
 from covey.identity.errors import Misuse, NotFound
 from covey.identity.keys import Keypair

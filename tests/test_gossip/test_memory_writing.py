@@ -43,22 +43,20 @@ from covey.gossip.memory.entry import (
 from covey.gossip.memory.hybrid_clock import COUNTER_BITS, HybridClock
 from covey.gossip.memory.kinds import DAY_MS, Lifetime, Type, type_of
 from covey.gossip.memory.payload import Embedding, Payload, Provenance, Source, decode_payload
-from covey.gossip.memory.reading import (
+from covey.gossip.memory.reading import State, entries, entry
+from covey.gossip.memory.replica import Arrival, Quotas, Replica
+from covey.gossip.memory.tables import Table
+from covey.gossip.memory.values import (
     CounterValue,
     Extreme,
     LogValue,
     RegisterValue,
     SetValue,
     SharedValue,
-    State,
     Value,
-    entries,
-    entry,
     history,
     value,
 )
-from covey.gossip.memory.replica import Arrival, Quotas, Replica
-from covey.gossip.memory.tables import Table
 from covey.gossip.memory.writing import Writer
 from covey.identity.errors import Misuse, NotFound, Unavailable
 from covey.identity.keys import Keypair

@@ -21,8 +21,8 @@ from covey.gossip.memory.entry import Header, NamespaceId, digest_of, sign_entry
 from covey.gossip.memory.kinds import Lifetime, Type, kind_of
 from covey.gossip.memory.messages import Compare, Item, decode_message
 from covey.gossip.memory.namespace import named_by_user
+from covey.gossip.memory.paths import path_of
 from covey.gossip.memory.payload import SALT_BYTES, Payload, encode_payload
-from covey.gossip.memory.reading import path_of
 from covey.gossip.memory.replica import Quotas, Replica
 from covey.gossip.memory.standing import Standing, certificate_id
 from covey.gossip.memory.tables import Table, Tables
