@@ -613,6 +613,7 @@ def test_watching_shows_what_is_remembered_and_what_goes(peer: LocalPeer) -> Non
 def test_json_is_one_object_with_its_version_and_kind(
     peer: LocalPeer, run: Run, arguments: tuple[str, ...], kind: str
 ) -> None:
+    peer.client.remember("json/a", "y")
     told = run(peer.home, *arguments, "--json")
     assert (told.json["v"], told.json["kind"]) == (1, kind)
     assert told.out.count("\n") == 1
