@@ -9,7 +9,7 @@ told the names in it (DESIGN 5). What removes and forgets is under no policy: it
 The store's thread reads it as well: what is kept for a namespace is replaced, never changed.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import pairwise
@@ -20,14 +20,14 @@ import msgspec
 from covey.identity.certificate import Member, Role
 from covey.identity.envelope import MeshId
 from covey.identity.errors import Malformed, NotAdmitted
-from covey.identity.keys import PeerId, peer_id_of, public_key_of
+from covey.identity.keys import PeerId, public_key_of
 from covey.identity.wire import KIB, decode, encode
 
 from .books import Record
 from .entry import Entry, Key, NamespaceId, PublicKey, author_of, hash_of
 from .hybrid_clock import COUNTER_BITS
 from .kinds import Lifetime, is_record
-from .namespace import DEVICE, NAMESPACES, Name, Namespace, Zone, namespace_of
+from .namespace import DEVICE, MESH, NAMESPACES, Name, Namespace, Zone, namespace_of
 from .payload import Payload
 from .replica import Quotas
 
@@ -165,25 +165,26 @@ class Policies:
             author: who wrote it, by the certificate that it names.
 
         Raises:
-            NotAdmitted: code `policy`, saying whose, since when, and what to do.
+            NotAdmitted: code `policy`, saying since when, and what to do.
         """
         stated = self.in_force(namespace.id, entry.header.clock)
         if stated is None or is_record(entry.header.kind):
             return
-        policy = stated.policy
+        policy, header = stated.policy, entry.header
+        since = f"by its policy since {_utc(stated.at_ms)}"
         if policy.writers is not None and not may_write(policy.writers, author):
+            of_zone = "" if namespace.zone == MESH else f" --zone {namespace.zone}"
             raise NotAdmitted(
                 "policy",
-                f"in {namespace.name} only {who_writes(policy.writers)} may write, by {_said(stated)}; "
-                "write elsewhere, or ask an admin to let you (covey memory policy)",
+                f"its author may not write in {namespace.name}, {since}; who may, and by whose word: "
+                f"covey memory policy {namespace.name}{of_zone}",
             )
-        header = entry.header
         if policy.ttl_s is None or not header.payload_bytes:
             return
         if header.expires_s * 1000 > entry.at_ms + policy.ttl_s * 1000:
             raise NotAdmitted(
                 "policy",
-                f"in {namespace.name} a text ends after {policy.ttl_s} s at the latest, by {_said(stated)}; "
+                f"a text in {namespace.name} ends after {_span(policy.ttl_s)} at the latest, {since}; "
                 "give it a ttl of no more, or none",
             )
 
@@ -237,19 +238,16 @@ def may_write(writers: Writers, author: Member) -> bool:
     )
 
 
-def who_writes(writers: Writers, name_of: Callable[[PeerId], str] = str) -> str:
-    """Return in words who may write."""
-    roles = {"admin": "admins", "member": "members"}
-    words = [roles[role] for role in writers.roles]
-    words += [f"members of zone {zone}" for zone in writers.zones]
-    words += [name_of(peer_id_of(one)) for one in writers.peers]
-    return ", ".join(words) or "nobody"
-
-
 def _in_order(names: Sequence[_Text]) -> bool:
     return all(one < other for one, other in pairwise(names))
 
 
-def _said(stated: Stated) -> str:
-    since = datetime.fromtimestamp(stated.at_ms / 1000, UTC)
-    return f"the policy of {stated.by} since {since:%Y-%m-%d %H:%M:%S} UTC"
+def _utc(ms: int) -> str:
+    return f"{datetime.fromtimestamp(ms / 1000, UTC):%Y-%m-%d %H:%M:%S} UTC"
+
+
+def _span(seconds: int) -> str:
+    for unit, unit_s in (("days", 86_400), ("hours", 3600)):
+        if seconds >= 2 * unit_s:
+            return f"{seconds / unit_s:g} {unit}"
+    return f"{seconds} s"

@@ -65,26 +65,37 @@ class Rejudging:
         """Take out what the policies that hold now do not allow, and then what is beyond their quotas."""
         try:
             for one in changed:
-                start: bytes | None = (one.after + 1).to_bytes(CLOCK_BYTES, "big")
-                while start is not None:
-                    start = await self._rows.run(self._judge_job(one.namespace, start))
-                while await self._rows.run(self._trim_job(one.namespace)):
-                    pass
+                await self._by_policy(one)
         except Unavailable as error:
             log.error("memory.policy_put_off", extra={"why": str(error)})
 
+    async def _by_policy(self, changed: Changed) -> None:
+        namespace, taken = changed.namespace, 0
+        start: bytes | None = (changed.after + 1).to_bytes(CLOCK_BYTES, "big")
+        while start is not None:
+            start, number = await self._rows.run(self._judge_job(namespace, start))
+            taken += number
+        more = True
+        while more:
+            more, number = await self._rows.run(self._trim_job(namespace))
+            taken += number
+        if taken:
+            said = {"namespace": namespace.name, "zone": namespace.zone, "entries": taken}
+            log.warning("memory.policy_took_out", extra=said)
+
     def _judge_job(
         self, namespace: Namespace, start: bytes
-    ) -> Callable[[Replica, Tables], bytes | None]:
-        def job(replica: Replica, _: Tables) -> bytes | None:
+    ) -> Callable[[Replica, Tables], tuple[bytes | None, int]]:
+        def job(replica: Replica, _: Tables) -> tuple[bytes | None, int]:
             counts = partial(still_counts, self._judge, namespace)
-            return replica.purge_after(namespace.id, start, counts, JUDGED_AT_ONCE)
+            goes_on = replica.purge_after(namespace.id, start, counts, JUDGED_AT_ONCE)
+            return goes_on, len(replica.applied.removed)
 
         return job
 
-    def _trim_job(self, namespace: Namespace) -> Callable[[Replica, Tables], bool]:
-        def job(replica: Replica, _: Tables) -> bool:
-            return replica.trim(namespace.id, JUDGED_AT_ONCE)
+    def _trim_job(self, namespace: Namespace) -> Callable[[Replica, Tables], tuple[bool, int]]:
+        def job(replica: Replica, _: Tables) -> tuple[bool, int]:
+            return replica.trim(namespace.id, JUDGED_AT_ONCE), len(replica.applied.removed)
 
         return job
 

@@ -530,7 +530,7 @@ def test_an_admin_says_who_writes_where_and_lifts_it_again(peer: LocalPeer, run:
     )
     told = run(peer.home, "remember", "rule/a", "for a week", "--ttl", "7d")
     assert (told.code, told.out) == (2, "")
-    assert "in rule/a a text ends after 172800 s at the latest, by the policy of" in told.err
+    assert "a text in rule/a ends after 2 days at the latest, by its policy since" in told.err
     assert "give it a ttl of no more, or none" in told.err
     written = peer.client.remember("rule/a", "for two days")
     assert written.expires_ms - written.at_ms == pytest.approx(2 * DAY_MS, abs=2_000)
