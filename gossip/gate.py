@@ -139,6 +139,7 @@ class Gate:
         self._closed = closed
         self._limits = limits
         self._visits: dict[Any, Visit] = {}
+        self._hellos: dict[PeerId, trio.Lock] = {}
         self.refused = 0
         """Guests that were not let in."""
         swarm = self._swarm
@@ -184,7 +185,7 @@ class Gate:
                 await self.cut(visit)
                 return came
             try:
-                await self._say_hello(visit)
+                await self._say_hello_in_turn(visit)
             except BaseException:
                 await self.cut(visit)
                 raise
@@ -412,6 +413,22 @@ class Gate:
         await write_frame(stream, await self._door.prove(await read_frame(stream), visit.peer))
         await _drain(stream)
 
+    async def _say_hello_in_turn(self, visit: Visit) -> None:
+        """Say hello to one peer over one connection at a time.
+
+        A listener takes a second hello for a reconnection and cuts the first connection, which this
+        side may just have chosen.
+        """
+        turn = self._hellos.setdefault(visit.peer, trio.Lock())
+        try:
+            async with turn:
+                if self.open_visit(visit.peer) is not None:
+                    raise Unavailable("another connection was quicker")
+                await self._say_hello(visit)
+        finally:
+            if not turn.locked():
+                self._hellos.pop(visit.peer, None)
+
     async def _say_hello(self, visit: Visit) -> None:
         try:
             stream = await visit.conn.new_stream()
@@ -426,6 +443,8 @@ class Gate:
             visit.state = "answering"
             await write_frame(stream, hello.encode_hello(hello.Confirm()))
             await _quietly(stream.close)
+        except Malformed as error:
+            raise Unavailable(f"{visit.peer} answered hello with what is none: {error}") from error
         except CoveyError:
             raise
         except Exception as error:

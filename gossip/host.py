@@ -37,7 +37,7 @@ from covey.identity.keys import Keypair, PeerId
 
 from . import libp2p_fixes
 from .dialling import Race
-from .gate import Closed, Door, Gate, GuestLimits, Opened, Visit
+from .gate import Door, Gate, GuestLimits, Visit
 
 log = logging.getLogger(__name__)
 
@@ -117,31 +117,6 @@ class Listener(Protocol):
     def closed(self, visit: Visit) -> None:
         """That connection ended."""
         ...
-
-
-class _OneHelloGate(Gate):
-    """The gate, saying hello to one peer over one connection at a time.
-
-    A listener takes a second hello for a reconnection and cuts the first connection, which this side
-    may just have chosen.
-    """
-
-    def __init__(
-        self, host: Any, door: Door, opened: Opened, closed: Closed, limits: GuestLimits
-    ) -> None:
-        super().__init__(host, door, opened, closed, limits)
-        self._turns: dict[PeerId, trio.Lock] = {}
-
-    async def _say_hello(self, visit: Visit) -> None:
-        turn = self._turns.setdefault(visit.peer, trio.Lock())
-        try:
-            async with turn:
-                if self.open_visit(visit.peer) is not None:
-                    raise Unavailable("another connection was quicker")
-                await super()._say_hello(visit)
-        finally:
-            if not turn.locked():
-                self._turns.pop(visit.peer, None)
 
 
 class Host:
@@ -316,7 +291,7 @@ async def open_host(
     )
     libp2p_fixes.quieten(host)
     libp2p_fixes.leave_handshakes_uncounted(host)
-    gate = _OneHelloGate(host, door, listener.opened, listener.closed, settings.guests)
+    gate = Gate(host, door, listener.opened, listener.closed, settings.guests)
     await _check_port(settings)
     async with host.run([listen]):
         if not host.get_addrs():
