@@ -23,8 +23,8 @@ from covey.identity.envelope import MeshId, mesh_id_of
 from covey.identity.errors import Conflict, Misuse, NotAdmitted, NotFound
 from covey.identity.keys import Keypair, PeerId, peer_id_of, public_key_of
 
-from .memory.books import Record, member_record, revocation_record
-from .memory.namespace import MEMBERS, REVOKED
+from .memory.books import Record, membership, revocation_record
+from .memory.namespace import REVOKED
 from .memory.standing import NUMBER_MAX, REASON_CHARACTERS_MAX, Known, Revocation, Standing
 
 NUMBER_BYTES = 8
@@ -51,7 +51,7 @@ class Signed:
     def grant(self, peer: PeerId, chain: Chain) -> None:
         """Add a peer's new chain."""
         self.chains[peer] = chain
-        self.records.append(Record(MEMBERS, peer, member_record(chain)))
+        self.records.append(membership(peer, chain))
 
     def revoke(self, revocation: Revocation, peer: PeerId, root: Keypair | None = None) -> None:
         """Add a revocation."""

@@ -7,7 +7,7 @@ is signed while this device's clock is wrong.
 import logging
 from collections.abc import Callable, Iterable, Sequence
 
-from covey.gossip.memory.books import InviteEntry, Record, member_record, read_invite
+from covey.gossip.memory.books import InviteEntry, Record, member_record, membership, read_invite
 from covey.gossip.memory.driver import Memory
 from covey.gossip.memory.namespace import INVITES, MEMBERS
 from covey.identity.certificate import Chain
@@ -43,7 +43,7 @@ class BookKeeper:
     async def admitted(self, peer: PeerId, chain: Chain) -> None:
         """Write a member's chain into the books. If that cannot be, the next start does."""
         try:
-            await self.write([Record(MEMBERS, peer, member_record(chain))])
+            await self.write([membership(peer, chain)])
         except Unavailable as error:
             log.error("books.not_written", extra={"member": peer, "why": str(error)})
 

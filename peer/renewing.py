@@ -15,8 +15,7 @@ import trio
 
 from covey.gossip import renewal
 from covey.gossip.links import Links
-from covey.gossip.memory.books import Record, member_record
-from covey.gossip.memory.namespace import MEMBERS
+from covey.gossip.memory.books import membership
 from covey.gossip.memory.standing import Standing
 from covey.gossip.registrar import Registrar
 from covey.identity.certificate import DAY_S, Chain, Member
@@ -197,7 +196,7 @@ class Renewing:
         now_ms = parts.now_ms()
         chain, is_new = renewal.grant(body, peer, parts.registrar, parts.standing, now_ms)
         if is_new:
-            await parts.books.write([Record(MEMBERS, peer, member_record(chain))])
+            await parts.books.write([membership(peer, chain)])
             log.info("member.renewed", extra={"peer": peer})
         return renewal.answer(chain)
 

@@ -12,7 +12,7 @@ from covey.identity.certificate import Chain
 from covey.identity.envelope import MeshId
 from covey.identity.errors import Malformed
 from covey.identity.invite import Terms
-from covey.identity.keys import KEY_BYTES, Keypair
+from covey.identity.keys import KEY_BYTES, Keypair, PeerId
 from covey.identity.wire import KIB, decode, encode
 
 from .entry import NO_CERTIFICATE, VERSION, Entry, Header, digest_of, hash_of, sign_entry
@@ -55,6 +55,15 @@ class Record:
     """When it ends, from now; None: with its lifetime."""
     zone: str = MESH
     """Whose book."""
+
+
+def membership(peer: PeerId, chain: Chain) -> Record:
+    """Return what enters a member's chain into the books, beside those that it had before.
+
+    Each certificate has a key of its own: a newer one of the same day would take the place of the
+    older, under which the member may have written already.
+    """
+    return Record(MEMBERS, f"{peer}/{certificate_id(chain[-1]).hex()}", member_record(chain))
 
 
 def member_record(chain: Chain) -> bytes:

@@ -210,7 +210,8 @@ class Memory:
             What was written, and how many texts that took away.
 
         Raises:
-            Misuse: one of them cannot be said so, or not here by the namespace's policy.
+            Misuse: one of them cannot be said so.
+            NotAdmitted: code `policy`: the namespace's policy does not allow it.
             Unavailable: the disk did not take them, or this device's clock is behind.
         """
 
@@ -230,7 +231,8 @@ class Memory:
                     ttl_ms_max=ttl_s_max * 1000 if ttl_s_max is not None else None,
                 )
                 if stated is not None:
-                    self._check_own(namespace, arrivals)
+                    for arrival in arrivals:
+                        self._check_policy(arrival.entry, namespace, who="this device")
                 self._apply_own(replica, arrivals)
                 written.append(tuple(arrival.entry for arrival in arrivals))
             return Written(tuple(written), replica.applied.withdrawn)
@@ -328,13 +330,6 @@ class Memory:
                 found.append(decode_payload(data).record)
         return found
 
-    def _check_own(self, namespace: Namespace, arrivals: Iterable[Arrival]) -> None:
-        for arrival in arrivals:
-            try:
-                self._check_policy(arrival.entry, namespace)
-            except NotAdmitted as error:
-                raise Misuse(str(error)) from error
-
     def judge(self, entry: Entry, namespace: Namespace) -> bool:
         """Refuse an entry that its author may not write; tell whether an admin wrote it. On any thread.
 
@@ -346,7 +341,7 @@ class Memory:
             self._check_policy(entry, namespace)
         return by_admin
 
-    def _check_policy(self, entry: Entry, namespace: Namespace) -> None:
+    def _check_policy(self, entry: Entry, namespace: Namespace, *, who: str = "its author") -> None:
         """Refuse what a policy does not allow.
 
         Raises:
@@ -354,7 +349,7 @@ class Memory:
         """
         known = self.standing.certificate(entry.header.certificate)
         if known is not None:
-            self.policies.judge(entry, namespace, known.member)
+            self.policies.judge(entry, namespace, known.member, who=who)
 
     def _apply_own(self, replica: Replica, arrivals: Iterable[Arrival]) -> None:
         for arrival in arrivals:

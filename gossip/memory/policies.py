@@ -156,13 +156,16 @@ class Policies:
         """Return how much one author may hold there."""
         return self._quotas.get(namespace, _WITHOUT_POLICY)
 
-    def judge(self, entry: Entry, namespace: Namespace, author: Member) -> None:
+    def judge(
+        self, entry: Entry, namespace: Namespace, author: Member, *, who: str = "its author"
+    ) -> None:
         """Refuse an entry that the policy in force for it does not allow.
 
         Args:
             entry: what was written.
             namespace: where.
             author: who wrote it, by the certificate that it names.
+            who: the author in words, for who is told.
 
         Raises:
             NotAdmitted: code `policy`, saying since when, and what to do.
@@ -171,12 +174,12 @@ class Policies:
         if stated is None or is_record(entry.header.kind):
             return
         policy, header = stated.policy, entry.header
-        since = f"by its policy since {_utc(stated.at_ms)}"
+        since = f"by the policy there since {_utc(stated.at_ms)}"
         if policy.writers is not None and not may_write(policy.writers, author):
             of_zone = "" if namespace.zone == MESH else f" --zone {namespace.zone}"
             raise NotAdmitted(
                 "policy",
-                f"its author may not write in {namespace.name}, {since}; who may, and by whose word: "
+                f"{who} may not write in {namespace.name}, {since}; who may, and by whose word: "
                 f"covey memory policy {namespace.name}{of_zone}",
             )
         if policy.ttl_s is None or not header.payload_bytes:

@@ -126,7 +126,7 @@ def get(shell: Shell, place: tuple[str, ...], zone: str | None) -> None:
 @command(name="history", example="covey memory history P-12/setpoint")
 @_place_arguments
 def history(shell: Shell, place: tuple[str, ...], zone: str | None) -> None:
-    """Show what everyone wrote under KEY, newest first, and what became of it."""
+    """Show the newest that each author wrote under KEY, and what became of it."""
     namespace, key = _asked(place)
     with shell.client() as client:
         found = client.memory_history(key, namespace=namespace, zone=zone)
@@ -280,7 +280,7 @@ def policy(
     """Show who may write in NAMESPACE, and how much, or say so anew.
 
     With options an admin says so: what is not named is open from then on. It holds for what is
-    written after it.
+    written after it. Limit namespaces of notes and logs: counters and sets lose values by it.
     """
     limits = bool(writers) or entries is not None or ttl is not None
     if is_open and limits:

@@ -126,7 +126,7 @@ class MemoryClient(ABC):
     def memory_history(
         self, key: str, *, namespace: str | None = None, zone: str | None = None
     ) -> list[EntryView]:
-        """Return what everyone wrote under a key, newest first, with what became of each.
+        """Return the newest that each author wrote under a key, with what became of each.
 
         Raises:
             NotFoundHere: nothing was.

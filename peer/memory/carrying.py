@@ -10,7 +10,7 @@ from covey.gossip.memory import reading
 from covey.gossip.memory.driver import Memory
 from covey.gossip.memory.entry import read_entry
 from covey.gossip.memory.messages import Item
-from covey.gossip.memory.namespace import Namespace, namespace_of
+from covey.gossip.memory.namespace import DEVICE, Namespace, namespace_of
 from covey.gossip.memory.tables import Table
 from covey.identity.errors import Malformed, Misuse, NotAdmitted
 
@@ -32,8 +32,10 @@ class Carrying:
         self._held = held
 
     async def export(self, namespace: str | None) -> AsyncGenerator[bytes]:
-        """Give everything that is held as JSON lines, each entry as it was signed."""
+        """Give what is held as JSON lines, each entry as it was signed; nothing of zone device."""
         for one in self._held.matching(namespace, None):
+            if one.zone == DEVICE:
+                continue
             last = b""
             while True:
                 lines, last = await trio.to_thread.run_sync(self._exported, one, last)
@@ -88,6 +90,9 @@ class Carrying:
                 except NotAdmitted as error:
                     refused.append(f"{line.namespace}: {error}")
         for (zone, name), items in groups.items():
+            if zone == DEVICE:
+                refused.append(f"{name}: what belongs to zone device stays on its device")
+                continue
             if not self._held.is_in(zone):
                 refused.append(f"{name}: this device is not in zone {zone}")
                 continue

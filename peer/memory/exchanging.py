@@ -1,10 +1,12 @@
 """How far do others and this device hold the same? Compared on request, and audited once a day."""
 
 import logging
+import math
 
 import trio
 
 from covey.gossip.memory.driver import Memory
+from covey.gossip.memory.settings import SpreadSettings
 from covey.identity.errors import Unavailable
 from covey.identity.keys import PeerId
 
@@ -17,6 +19,8 @@ log = logging.getLogger(__name__)
 
 SYNC_S_MAX = 600.0
 SALT_BYTES = 32
+# A little more than the other side waits.
+PAUSE_S = SpreadSettings().audit_s + 2
 _ENDED = ("in step", "apart", "muted")
 
 
@@ -27,6 +31,7 @@ class Exchanging:
         self._parts = parts
         self._memory = memory
         self._audits = Audits(parts.me)
+        self._audited: dict[PeerId, float] = {}
         self._stepped = trio.Event()
         memory.on_step(self._step_changed)
 
@@ -35,7 +40,7 @@ class Exchanging:
 
         Raises:
             NotFound: there is no such peer.
-            Unavailable: it is not linked.
+            Unavailable: it is not linked, or was audited just now.
         """
         spreading = self._memory.spreading
         if request.peer is None:
@@ -46,8 +51,10 @@ class Exchanging:
             if spreading.neighbour(peer) is None:
                 who = self._parts.name_of(peer)
                 raise Unavailable(f"{who} is not in reach now; it is compared with when it is back")
-            salt = self._parts.draw(SALT_BYTES) if request.audit else None
-            self._memory.compare(peer, salt=salt)
+            if request.audit:
+                self._check_pause(peer)
+        for peer in peers:
+            self._compare(peer, audit=request.audit)
         with trio.move_on_after(min(request.timeout_s, SYNC_S_MAX)):
             while any(self._is_comparing(peer) for peer in peers):
                 await self._stepped.wait()
@@ -71,7 +78,21 @@ class Exchanging:
             peer = self._audits.take_next(quiet, self._parts.now_ms())
             if peer is not None:
                 log.info("memory.audit_begun", extra={"peer": peer})
-                self._memory.compare(peer, salt=self._parts.draw(SALT_BYTES))
+                self._compare(peer, audit=True)
+
+    def _compare(self, peer: PeerId, *, audit: bool) -> None:
+        if audit:
+            self._audited[peer] = trio.current_time()
+        self._memory.compare(peer, salt=self._parts.draw(SALT_BYTES) if audit else None)
+
+    def _check_pause(self, peer: PeerId) -> None:
+        """Refuse an audit that the other side would not answer yet."""
+        ago_s = trio.current_time() - self._audited.get(peer, -math.inf)
+        if ago_s < PAUSE_S:
+            raise Unavailable(
+                f"{self._parts.name_of(peer)} was audited {ago_s:.0f} s ago, and sums up all that it "
+                f"holds for one audit in {PAUSE_S:.0f} s; try again in {PAUSE_S - ago_s:.0f} s"
+            )
 
     def steps(self) -> list[StepView]:
         """Return how far each known peer and this one hold the same."""

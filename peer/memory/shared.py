@@ -143,7 +143,7 @@ class SharedMemory:
             for one in self._held.matching(namespace, zone):
                 views += map(self._held.viewer(one), values.history(rows, one.id, key, now_ms))
         if not views:
-            raise NotFound(f"nothing was ever held under {key!r}; see: covey memory ls")
+            raise NotFound(f"nothing is held under {key!r}; see: covey memory ls")
         return sorted(views, key=lambda view: view.at_ms, reverse=True)
 
     async def recall(

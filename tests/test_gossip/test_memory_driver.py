@@ -13,7 +13,7 @@ from test_gossip.members import ADMIN, ADMIN_CHAIN, ROOT, chain_of, key
 from test_gossip.memory_entries import ALICE, BOB, MESH, NOW_MS, note
 from test_peer.near_daemons import devices, linked, until
 
-from covey.gossip.memory.books import Record, compose, member_record
+from covey.gossip.memory.books import Record, compose, member_record, membership
 from covey.gossip.memory.commands import Forget, Note
 from covey.gossip.memory.driver import Memory
 from covey.gossip.memory.entry import Key
@@ -30,7 +30,7 @@ from covey.gossip.memory.summary import END, Summary
 from covey.gossip.memory.tables import Reading
 from covey.gossip.network import LinkDown, LinkUp
 from covey.identity.certificate import Chain, issue, member_of
-from covey.identity.errors import Misuse, Unavailable
+from covey.identity.errors import NotAdmitted, Unavailable
 from covey.identity.keys import Keypair, PeerId
 from covey.peer.memory.store import open_memory_store
 
@@ -134,6 +134,15 @@ async def serving(memory: Memory) -> AsyncGenerator[None]:
         await nursery.start(memory.serve)
         yield
         nursery.cancel_scope.cancel()
+
+
+async def test_two_certificates_of_one_member_on_one_day_are_both_kept(tmp_path: Path) -> None:
+    async with admins_memory(tmp_path) as (memory, _):
+        wider = chain_of(BOB, zones=("east",))
+        await memory.write_records([membership(BOB.peer_id, BOB_CHAIN)])
+        await memory.write_records([membership(BOB.peer_id, wider)])
+        held = {member_record(BOB_CHAIN), member_record(wider)}
+        assert held <= set(memory.records(MEMBERS)), "something may stand under either"
 
 
 async def test_the_books_go_first_to_whom_showed_others_than_are_held_when_its_link_opens(
@@ -282,12 +291,14 @@ async def test_this_devices_own_writes_follow_the_policy_or_are_refused_with_the
         assert entry.header.expires_s == NOW_MS // 1000 + 3_600
         await memory.write(PUMPS, [Forget((entry.id,), "wrong")])
         with pytest.raises(
-            Misuse, match=r"ends after 3600 s at the latest.*give it a ttl of no more"
+            NotAdmitted, match=r"ends after 3600 s at the latest.*give it a ttl of no more"
         ):
             await memory.write(PUMPS, [Note("P-13 vibrates")], ttl_ms=3_601_000)
 
         await memory.take_in(POLICIES, [item_of(said_at(ADMINS_ALONE, NOW_MS))])
-        with pytest.raises(Misuse, match="its author may not write in plant/pumps, by its policy"):
+        with pytest.raises(
+            NotAdmitted, match="this device may not write in plant/pumps, by the policy"
+        ):
             await memory.write(PUMPS, [Note("P-14 vibrates")])
         assert len(held(disk)) == 2
 

@@ -183,7 +183,7 @@ def test_who_is_refused_is_told_since_when_and_what_to_do() -> None:
     said = verdict(policies, written(NOW_MS + 1), member(BOB))
 
     assert said == (
-        "its author may not write in plant/pumps, by its policy since 2026-09-21 14:13:20 UTC; who may, "
+        "its author may not write in plant/pumps, by the policy there since 2026-09-21 14:13:20 UTC; who may, "
         "and by whose word: covey memory policy plant/pumps"
     )
 

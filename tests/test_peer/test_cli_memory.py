@@ -529,8 +529,8 @@ def test_an_admin_says_who_writes_where_and_lifts_it_again(peer: LocalPeer, run:
         "texts end after 2 days; by solo, just now; for what is written since\n"
     )
     told = run(peer.home, "remember", "rule/a", "for a week", "--ttl", "7d")
-    assert (told.code, told.out) == (2, "")
-    assert "a text in rule/a ends after 2 days at the latest, by its policy since" in told.err
+    assert (told.code, told.out) == (5, "")
+    assert "a text in rule/a ends after 2 days at the latest, by the policy there since" in told.err
     assert "give it a ttl of no more, or none" in told.err
     written = peer.client.remember("rule/a", "for two days")
     assert written.expires_ms - written.at_ms == pytest.approx(2 * DAY_MS, abs=2_000)

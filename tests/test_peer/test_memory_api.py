@@ -158,7 +158,8 @@ def test_the_meshs_own_records_are_listed_without_what_they_say_and_not_forgotte
 ) -> None:
     answer = wire.ask("GET", f"/v1/memory?namespace={quote('_mesh/members')}")
     (member,) = items(answer, "EntryList")
-    assert (member["key"], member["value"]) == (member["author"], None)
+    assert member["key"].startswith(f"{member['author']}/")
+    assert member["value"] is None
 
     body = json.dumps({"ids": [member["id"]]}).encode()
     refused = wire.ask("POST", "/v1/memory/forget", body)
@@ -228,6 +229,30 @@ def exported(wire: Wire, namespace: str) -> bytes:
         body += chunk
     assert wire.line() == b"\r\n"
     return body
+
+
+@pytest.mark.end_to_end
+def test_what_belongs_to_the_device_is_neither_exported_nor_taken_in(wire: Wire) -> None:
+    written(
+        wire,
+        note("export/own", "only here") | {"zone": "device"},
+    )
+    written(wire, note("export/shared", "for all"))
+    assert exported(wire, "export/own") == b""
+
+    line = json.loads(exported(wire, "export/shared"))
+    for name, zone in (("export/own", "device"), ("export/shared", "mesh")):
+        taken = wire.ask(
+            "POST",
+            "/v1/memory/import",
+            json.dumps(line | {"namespace": name, "zone": zone}).encode(),
+        )
+        why = (
+            ["export/own: what belongs to zone device stays on its device"]
+            if zone == "device"
+            else []
+        )
+        assert (taken.status, taken.json["refused"]) == (200, why)
 
 
 @pytest.mark.end_to_end

@@ -57,7 +57,7 @@ async def test_a_policy_made_while_a_device_was_away_holds_on_both_once_they_mee
         await until(lambda: remembered(admin) == remembered(member) == both)
         await until(lambda: in_step(admin) and in_step(member))
         with pytest.raises(
-            Misuse, match="its author may not write in plant/pumps, by its policy since"
+            NotAdmitted, match="this device may not write in plant/pumps, by the policy there since"
         ):
             await remember(member, "too late")
         await state(admin, "admin", "peer:line-1")
@@ -87,7 +87,7 @@ async def test_a_zones_policy_goes_to_its_members_and_no_name_of_it_to_others(
         assert {one.zone for one in outside.memory.namespaces()} == {"mesh"}
         with pytest.raises(Misuse, match="not in zone 'east'"):
             outside.service.memory.policy(PUMPS, "east")
-        with pytest.raises(Misuse, match="its author may not write in"):
+        with pytest.raises(NotAdmitted, match="this device may not write in"):
             await remember(inside, "more", zone="east")
 
 

@@ -36,7 +36,7 @@ from covey.gossip.network import (
     Traffic,
 )
 from covey.identity.certificate import member_of
-from covey.identity.errors import Misuse
+from covey.identity.errors import Misuse, Unavailable
 from covey.identity.keys import Keypair, PeerId
 from covey.inference.pool import Pool, open_pool
 from covey.inference.worker_process import PoolSettings
@@ -44,6 +44,7 @@ from covey.peer.environment import open_environment
 from covey.peer.events import Changed
 from covey.peer.memory import erasing
 from covey.peer.memory.auditing import LOOK_S
+from covey.peer.memory.exchanging import PAUSE_S
 from covey.peer.memory.indexing import Indexer
 from covey.peer.memory.shared import SharedMemory
 from covey.peer.memory.store import MemoryStore
@@ -497,3 +498,26 @@ async def test_a_linked_peer_that_is_in_step_is_audited_without_a_hand(
         with trio.fail_after(3 * LOOK_S):
             await bob.wire.salted.wait()
             await alice.wire.salted.wait()
+
+
+async def test_a_second_audit_waits_until_the_other_side_would_answer_it(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    async with (
+        device(tmp_path / "alice", ALICE, BOB) as alice,
+        device(tmp_path / "bob", BOB, ALICE) as bob,
+    ):
+        await alice.write("it leaks")
+        await bob.memory.take_in(PUMPS, alice.items())
+        alice.wire.link(BOB, bob.wire)
+        bob.wire.link(ALICE, alice.wire)
+        audit = SyncRequest(peer=BOB.peer_id, timeout_s=60, audit=True)
+
+        for _ in range(2):
+            (ended,) = await alice.shared.sync(audit)
+            assert ended.step.state == "in step"
+            with pytest.raises(Unavailable, match=r"was audited \d+ s ago.*try again in \d+ s"):
+                await alice.shared.sync(audit)
+            (plain,) = await alice.shared.sync(SyncRequest(peer=BOB.peer_id, timeout_s=60))
+            assert plain.step.state == "in step"
+            await trio.sleep(PAUSE_S)
