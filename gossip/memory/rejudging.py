@@ -22,6 +22,9 @@ log = logging.getLogger(__name__)
 
 # What is judged anew holds the writer for about 5 ms at a time: who writes waits no longer.
 JUDGED_AT_ONCE = 500
+# Of what a policy took out, so many are named in the log, as `covey memory ls` names them.
+IDS_TOLD = 50
+ID_DIGITS = 12
 
 Judge = Callable[[Entry, Namespace], bool]
 """Raises what is against an entry."""
@@ -70,34 +73,41 @@ class Rejudging:
             log.error("memory.policy_put_off", extra={"why": str(error)})
 
     async def _by_policy(self, changed: Changed) -> None:
-        namespace, taken = changed.namespace, 0
+        namespace = changed.namespace
+        taken: list[str] = []
         start: bytes | None = (changed.after + 1).to_bytes(CLOCK_BYTES, "big")
         while start is not None:
-            start, number = await self._rows.run(self._judge_job(namespace, start))
-            taken += number
+            start, ids = await self._rows.run(self._judge_job(namespace, start))
+            taken += ids
         more = True
         while more:
-            more, number = await self._rows.run(self._trim_job(namespace))
-            taken += number
+            more, ids = await self._rows.run(self._trim_job(namespace))
+            taken += ids
         if taken:
-            said = {"namespace": namespace.name, "zone": namespace.zone, "entries": taken}
-            log.warning("memory.policy_took_out", extra=said)
+            said = {"namespace": namespace.name, "zone": namespace.zone, "entries": len(taken)}
+            log.warning("memory.policy_took_out", extra=said | {"ids": taken[:IDS_TOLD]})
 
     def _judge_job(
         self, namespace: Namespace, start: bytes
-    ) -> Callable[[Replica, Tables], tuple[bytes | None, int]]:
-        def job(replica: Replica, _: Tables) -> tuple[bytes | None, int]:
+    ) -> Callable[[Replica, Tables], tuple[bytes | None, list[str]]]:
+        def job(replica: Replica, _: Tables) -> tuple[bytes | None, list[str]]:
             counts = partial(still_counts, self._judge, namespace)
             goes_on = replica.purge_after(namespace.id, start, counts, JUDGED_AT_ONCE)
-            return goes_on, len(replica.applied.removed)
+            return goes_on, _removed(replica)
 
         return job
 
-    def _trim_job(self, namespace: Namespace) -> Callable[[Replica, Tables], tuple[bool, int]]:
-        def job(replica: Replica, _: Tables) -> tuple[bool, int]:
-            return replica.trim(namespace.id, JUDGED_AT_ONCE), len(replica.applied.removed)
+    def _trim_job(
+        self, namespace: Namespace
+    ) -> Callable[[Replica, Tables], tuple[bool, list[str]]]:
+        def job(replica: Replica, _: Tables) -> tuple[bool, list[str]]:
+            return replica.trim(namespace.id, JUDGED_AT_ONCE), _removed(replica)
 
         return job
+
+
+def _removed(replica: Replica) -> list[str]:
+    return [key[CLOCK_BYTES:].hex()[:ID_DIGITS] for _, key in replica.applied.removed]
 
 
 def still_counts(judge: Judge, namespace: Namespace, entry: Entry) -> bool:

@@ -297,6 +297,8 @@ def policy(
         else:
             found = client.memory_policy(namespace, zone=zone)
     shell.show("Policy", found, policy_text(found, _now_ms()))
+    if not found.may_write:
+        shell.say("note: this device itself may not write there")
 
 
 # Taking along
@@ -347,9 +349,19 @@ def import_(shell: Shell, file: Path) -> None:
 
     Each entry is judged as if a peer had sent it.
     """
+    given = 0
+
+    def counted() -> Iterator[ExportedEntry]:
+        nonlocal given
+        for one in _exported(file):
+            given += 1
+            yield one
+
     with shell.client() as client:
-        done = client.memory_import(_exported(file))
-    shell.show("Imported", done, f"took in {many(done.taken, 'entry', 'entries')}")
+        done = client.memory_import(counted())
+    known = given - done.taken - len(done.refused)
+    rest = f"; {known} are known here: held, replaced or forgotten" if known > 0 else ""
+    shell.show("Imported", done, f"took in {many(done.taken, 'entry', 'entries')}{rest}")
     for why in done.refused[1:REFUSALS_SHOWN]:
         shell.say(f"refused: {why}")
     if done.refused:

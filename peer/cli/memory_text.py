@@ -281,6 +281,8 @@ def forgotten(view: ForgetView) -> str:
         if view.erased
         else "the store file is written anew without it shortly"
     )
+    if not view.forgotten:
+        return "no text of it was here any more; others are told all the same"
     return f"forgot {many(view.forgotten, 'text')} here; {file}"
 
 

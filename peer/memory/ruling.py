@@ -2,8 +2,16 @@
 
 from covey.gossip.memory.driver import Memory
 from covey.gossip.memory.namespace import DEVICE, Namespace
-from covey.gossip.memory.policies import Policy, Writers, check_policy, policy_record
-from covey.identity.certificate import Role
+from covey.gossip.memory.policies import (
+    ENTRIES_MAX,
+    TTL_S_MAX,
+    Policy,
+    Writers,
+    check_policy,
+    may_write,
+    policy_record,
+)
+from covey.identity.certificate import DAY_S, ZONE_CHARACTERS_MAX, Role
 from covey.identity.errors import Misuse, NotAdmitted, Unavailable
 from covey.identity.keys import peer_id_of, public_key_of
 from covey.identity.wire import decode
@@ -51,6 +59,10 @@ class Ruling:
             )
         if (trouble := parts.clock_trouble()) is not None:
             raise Unavailable(f"nothing is signed while the clock is wrong: {trouble}")
+        if request.ttl_s is not None and not 1 <= request.ttl_s <= TTL_S_MAX:
+            raise Misuse(f"a ttl is 1 s to {TTL_S_MAX // DAY_S} days, not {request.ttl_s} s")
+        if request.entries is not None and not 1 <= request.entries <= ENTRIES_MAX:
+            raise Misuse(f"an author holds 1 to {ENTRIES_MAX} entries, not {request.entries}")
         policy = Policy(namespace.name, self._writers(request), request.entries, request.ttl_s)
         record = policy_record(namespace.zone, policy)
         check_policy(decode(record.value, Policy), zone=namespace.zone)
@@ -75,10 +87,15 @@ class Ruling:
             entries=policy.entries,
             ttl_s=policy.ttl_s,
             quota=self._memory.policies.quotas(namespace.id).entries,
+            may_write=writers is None or self._may_write(writers),
             by=stated.by if stated is not None else "",
             by_name=names(stated.by) if stated is not None else "",
             at_ms=stated.at_ms if stated is not None else None,
         )
+
+    def _may_write(self, writers: Writers) -> bool:
+        own = self._memory.standing.of(self._parts.me)
+        return own is not None and may_write(writers, own.member)
 
     def _ruled(self, name: str, zone: str) -> Namespace:
         if zone == DEVICE:
@@ -96,7 +113,7 @@ class Ruling:
                 roles.add("admin")
             elif one == "member":
                 roles.add("member")
-            elif one.startswith(ZONE):
+            elif one.startswith(ZONE) and 0 < len(one.removeprefix(ZONE)) <= ZONE_CHARACTERS_MAX:
                 zones.add(one.removeprefix(ZONE))
             elif one.startswith(PEER):
                 peers.add(public_key_of(self._parts.find_peer(one.removeprefix(PEER))))

@@ -236,6 +236,8 @@ class PolicyView(msgspec.Struct, frozen=True, kw_only=True):
     ttl_s: int | None = None
     quota: int = 0
     """How many entries of one author and lifetime are held, with or without a policy."""
+    may_write: bool = True
+    """Whether this device may write there."""
     by: str = ""
     """Who said so; empty: nobody, there is no policy."""
     by_name: str = ""

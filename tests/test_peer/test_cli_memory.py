@@ -537,6 +537,8 @@ def test_an_admin_says_who_writes_where_and_lifts_it_again(peer: LocalPeer, run:
     rows = run(peer.home, "memory", "stats").out.splitlines()
     assert any(row.startswith("rule/a") and "solo may write; 5 entries" in row for row in rows)
 
+    told = run(peer.home, "memory", "policy", "rule/a", "--writers", "zone:nowhere")
+    assert (told.code, told.err) == (0, "note: this device itself may not write there\n")
     assert run(peer.home, "memory", "policy", "rule/a", "--open").out == (
         f"none: {everybody}; lifted by solo, just now\n"
     )
@@ -556,6 +558,9 @@ def test_an_export_is_written_whole_and_taken_in_again(
     for arguments, stdin in (((str(file),), ""), (("-",), file.read_text())):
         told = run(peer.home, "memory", "import", *arguments, "--json", stdin=stdin)
         assert (told.code, told.json["kind"], told.json["refused"]) == (0, "Imported", [])
+    assert run(peer.home, "memory", "import", str(file)).out == (
+        "took in 0 entries; 3 are known here: held, replaced or forgotten\n"
+    )
     file.write_text(file.read_text() + "{}\n")
     told = run(peer.home, "memory", "import", str(file))
     assert told.code == 2

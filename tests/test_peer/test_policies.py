@@ -4,7 +4,7 @@ import pytest
 import trio
 from test_peer.near_daemons import devices, linked, until
 
-from covey.identity.errors import Malformed, Misuse, NotAdmitted, NotFound
+from covey.identity.errors import Misuse, NotAdmitted, NotFound
 from covey.peer.daemon import Daemon
 from covey.peer.memory.views import PolicyRequest, WriteRequest
 
@@ -106,13 +106,16 @@ async def test_who_is_no_admin_and_what_cannot_be_said_is_refused(nursery: trio.
         for writers, error, why in (
             (["everybody"], Misuse, "name admin, member, zone:NAME or peer:NAME"),
             (["peer:nobody"], NotFound, "nobody"),
-            (["zone:"], Malformed, "length >= 1"),
+            (["zone:"], Misuse, "name admin, member, zone:NAME or peer:NAME"),
         ):
             with pytest.raises(error, match=why):
                 await state(admin, *writers)
         for entries in (0, 10_001):
-            with pytest.raises(Malformed, match="Expected `int`"):
+            with pytest.raises(Misuse, match="an author holds 1 to 10000 entries"):
                 await state(admin, entries=entries)
+        for ttl_s in (0, 400 * 86_400 + 1):
+            with pytest.raises(Misuse, match="a ttl is 1 s to 400 days"):
+                await admin.service.memory.state_policy(PolicyRequest(namespace=PUMPS, ttl_s=ttl_s))
         for namespace, zone, why in (
             ("_mesh/members", "mesh", "covey's own"),
             (PUMPS, "device", "stays on this device"),
