@@ -354,10 +354,10 @@ BAD: dict[str, tuple[str, Any, int, str]] = {
     "a writer that is none": (
         "POST /v1/memory/policy", {"namespace": "a", "writers": ["all"]}, 400, "peer:NAME",
     ),
-    "room for nothing": ("POST /v1/memory/policy", {"namespace": "a", "entries": 0}, 400, ">= 1"),
-    "a ttl of nothing": ("POST /v1/memory/policy", {"namespace": "a", "ttl_s": 0}, 400, ">= 1"),
+    "room for nothing": ("POST /v1/memory/policy", {"namespace": "a", "entries": 0}, 400, "1 to 10000"),
+    "a ttl of nothing": ("POST /v1/memory/policy", {"namespace": "a", "ttl_s": 0}, 400, "1 s to 400 days"),
     "a zone of no name": (
-        "POST /v1/memory/policy", {"namespace": "a", "writers": ["zone:"]}, 400, "length >= 1",
+        "POST /v1/memory/policy", {"namespace": "a", "writers": ["zone:"]}, 400, "is no writer",
     ),
     "a policy with a wildcard": ("POST /v1/memory/policy", {"namespace": "a/*"}, 400, "wildcard"),
     "a wait of no time": ("POST /v1/memory/sync", {"timeout_s": 0}, 400, "timeout_s"),
