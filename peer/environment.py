@@ -90,7 +90,7 @@ class Environment:
         self._token = trio.lowlevel.current_trio_token()
         self._thread = threading.Thread(target=self._write, name="covey-store", daemon=True)
         self._told: Callable[[Sequence[object]], None] = _nothing_more
-        self._settled = threading.Semaphore(0)
+        self._settled = threading.Event()
         self.failure: str | None = None
         """Why the last commit failed; None once one succeeds again."""
         self._thread.start()
@@ -181,6 +181,7 @@ class Environment:
             # writers for good in two groups that alternate: twice the commits.
             queued = self._queue.qsize()
             settling = held is None and told >= queued and told + queued > 1
+            self._settled.clear()
             try:
                 self._token.run_sync_soon(tell)
                 if settling:
@@ -188,15 +189,16 @@ class Environment:
             except trio.RunFinishedError:
                 return
             if settling:
-                self._settled.acquire(timeout=SETTLING_S)
+                self._settled.wait(SETTLING_S)
 
     def _settle(self, turns: int) -> None:
         """Let the writer go on after so many turns of the trio loop."""
+        if not turns:
+            self._settled.set()
+            return
+        # Where the loop has ended, nobody waits to be told, and the writer goes on after its pause.
         with suppress(trio.RunFinishedError):
-            if turns:
-                self._token.run_sync_soon(self._settle, turns - 1)
-                return
-        self._settled.release()
+            self._token.run_sync_soon(self._settle, turns - 1)
 
     def _gather(self, first: _Queued) -> tuple[list[_Queued], _Compaction | _End | None]:
         """Return what is committed together, and what was taken from the queue behind it."""
@@ -329,7 +331,7 @@ class Environment:
         """Take nothing more; what is queued is still committed."""
         self._ended = True
         self._queue.put(_End())
-        self._settled.release()  # this loop may turn no more
+        self._settled.set()  # this loop may turn no more
 
     def close(self) -> None:
         """Wait for the last commit, then close. Blocks; after `end`."""

@@ -61,11 +61,6 @@ class Policy(msgspec.Struct, frozen=True, array_like=True):
     ttl_s: Annotated[int, msgspec.Meta(ge=1, le=TTL_S_MAX)] | None = None
     """When a text ends at the latest, from when it is written; None: with its lifetime."""
 
-    @property
-    def is_open(self) -> bool:
-        """Tell whether it leaves all as it is without a policy."""
-        return self.writers is None and self.entries is None and self.ttl_s is None
-
 
 @dataclass(frozen=True, slots=True)
 class Stated:

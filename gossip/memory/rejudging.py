@@ -74,18 +74,25 @@ class Rejudging:
 
     async def _by_policy(self, changed: Changed) -> None:
         namespace = changed.namespace
-        taken: list[str] = []
+        taken, told = 0, list[str]()
         start: bytes | None = (changed.after + 1).to_bytes(CLOCK_BYTES, "big")
         while start is not None:
             start, ids = await self._rows.run(self._judge_job(namespace, start))
-            taken += ids
+            taken += len(ids)
+            told += ids[: IDS_TOLD - len(told)]
         more = True
         while more:
             more, ids = await self._rows.run(self._trim_job(namespace))
-            taken += ids
+            taken += len(ids)
+            told += ids[: IDS_TOLD - len(told)]
         if taken:
-            said = {"namespace": namespace.name, "zone": namespace.zone, "entries": len(taken)}
-            log.warning("memory.policy_took_out", extra=said | {"ids": taken[:IDS_TOLD]})
+            said = {
+                "namespace": namespace.name,
+                "zone": namespace.zone,
+                "entries": taken,
+                "ids": told,
+            }
+            log.warning("memory.policy_took_out", extra=said)
 
     def _judge_job(
         self, namespace: Namespace, start: bytes

@@ -8,6 +8,7 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
+from covey.gossip.memory.namespace import MESH
 from covey.identity.errors import Malformed
 from covey.peer.memory.views import (
     WRITES_MAX,
@@ -32,7 +33,6 @@ from .answers import Streamed, Table, body_of, json_answer, list_answer, number
 LISTED = 100
 RECALLED = 5
 SYNC_S_MAX = 600.0
-MESH = "mesh"
 JSON_LINES = "application/jsonl"
 
 _Writes = Annotated[list[WriteRequest], msgspec.Meta(min_length=1, max_length=WRITES_MAX)]

@@ -313,7 +313,7 @@ def policy(
     help="A file, written whole or not at all; standard output if not given.",
 )
 def export(shell: Shell, namespace: str | None, output: Path | None) -> None:
-    """Write out every entry that is held, as it was signed: JSON lines."""
+    """Write out what is held, as it was signed: JSON lines. Nothing of zone device."""
     count = 0
     with shell.client() as client, _written_whole(output) as file:
         for entry in client.memory_export(namespace):
@@ -359,8 +359,8 @@ def import_(shell: Shell, file: Path) -> None:
 
     with shell.client() as client:
         done = client.memory_import(counted())
-    known = given - done.taken - len(done.refused)
-    rest = f"; {known} are known here: held, replaced or forgotten" if known > 0 else ""
+    known = 0 if done.refused else given - done.taken
+    rest = f"; {known} are known here: held, replaced or forgotten" if known else ""
     shell.show("Imported", done, f"took in {many(done.taken, 'entry', 'entries')}{rest}")
     for why in done.refused[1:REFUSALS_SHOWN]:
         shell.say(f"refused: {why}")

@@ -315,7 +315,7 @@ class SharedMemory:
         return await self._surveying.stats()
 
     def export(self, namespace: str | None) -> AsyncGenerator[bytes]:
-        """Give everything that is held as JSON lines, each entry as it was signed."""
+        """Give what is held as JSON lines, each entry as it was signed. See `Carrying.export`."""
         return self._carrying.export(namespace)
 
     async def import_(self, lines: Sequence[ExportedEntry]) -> ImportView:

@@ -483,18 +483,21 @@ async def test_all_who_wait_for_a_comparison_are_woken_when_it_ends(alice: Devic
     assert sorted(ended) == [0, 1, 2]
 
 
-async def test_a_linked_peer_that_is_in_step_is_audited_without_a_hand(
-    autojump_clock: MockClock, tmp_path: Path
-) -> None:
-    async with (
-        device(tmp_path / "alice", ALICE, BOB) as alice,
-        device(tmp_path / "bob", BOB, ALICE) as bob,
-    ):
+@asynccontextmanager
+async def linked(path: Path) -> AsyncGenerator[tuple[Device, Device]]:
+    """Two devices that are linked, and hold the same."""
+    async with device(path / "alice", ALICE, BOB) as alice, device(path / "bob", BOB, ALICE) as bob:
         await alice.write("it leaks")
         await bob.memory.take_in(PUMPS, alice.items())
         alice.wire.link(BOB, bob.wire)
         bob.wire.link(ALICE, alice.wire)
+        yield alice, bob
 
+
+async def test_a_linked_peer_that_is_in_step_is_audited_without_a_hand(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    async with linked(tmp_path) as (alice, bob):
         with trio.fail_after(3 * LOOK_S):
             await bob.wire.salted.wait()
             await alice.wire.salted.wait()
@@ -503,14 +506,7 @@ async def test_a_linked_peer_that_is_in_step_is_audited_without_a_hand(
 async def test_a_second_audit_waits_until_the_other_side_would_answer_it(
     autojump_clock: MockClock, tmp_path: Path
 ) -> None:
-    async with (
-        device(tmp_path / "alice", ALICE, BOB) as alice,
-        device(tmp_path / "bob", BOB, ALICE) as bob,
-    ):
-        await alice.write("it leaks")
-        await bob.memory.take_in(PUMPS, alice.items())
-        alice.wire.link(BOB, bob.wire)
-        bob.wire.link(ALICE, alice.wire)
+    async with linked(tmp_path) as (alice, _):
         audit = SyncRequest(peer=BOB.peer_id, timeout_s=60, audit=True)
 
         for _ in range(2):

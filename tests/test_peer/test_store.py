@@ -109,22 +109,39 @@ def adding(number: int, *, fails: bool = False) -> Any:
     return job
 
 
+async def write_in_rounds(store: Store) -> list[int]:
+    """Let 64 writers each run ten jobs, one after the other; return what came of them."""
+    sums: list[int] = []
+
+    async def write(writer: int) -> None:
+        sums.extend([await store.run(adding(writer * 10 + number)) for number in range(10)])
+
+    with trio.fail_after(60):
+        async with trio.open_nursery() as nursery:
+            for writer in range(64):
+                nursery.start_soon(write, writer)
+    return sums
+
+
 async def test_many_who_wait_for_their_own_job_share_commits(tmp_path: Path) -> None:
     async with open_store(tmp_path) as store:
         first = commits(store)
-        sums: list[int] = []
-
-        async def write(writer: int) -> None:
-            sums.extend([await store.run(adding(writer * 10 + number)) for number in range(10)])
-
-        with trio.fail_after(60):
-            async with trio.open_nursery() as nursery:
-                for writer in range(64):
-                    nursery.start_soon(write, writer)
-
+        sums = await write_in_rounds(store)
         assert sorted(sums) == [number * 10 for number in range(640)]
         assert store.count(Database.TASK) == 640
         # One for each of the ten rounds, and what it takes until all have met in one group.
+        assert commits(store) - first < 20
+
+
+async def test_commits_are_shared_again_after_a_time_in_which_nobody_was_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with open_store(tmp_path) as store:
+        with monkeypatch.context() as hasty:
+            hasty.setattr(environment_module, "SETTLING_S", 0.0)
+            await write_in_rounds(store)
+        first = commits(store)
+        await write_in_rounds(store)
         assert commits(store) - first < 20
 
 
